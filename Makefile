@@ -1,0 +1,75 @@
+# Every target sets itself up: all it needs is Python 3.11 or newer (PYTHON=... chooses which).
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint test-matrix bench clean say-demo say-test say-lint say-test-matrix say-bench
+
+# The first of these that runs and is new enough; one may exist and yet not run (a pyenv shim).
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+endif
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# -qq leaves pip's errors and nothing else. All environments share pip's own cache.
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
+PYTEST_ARGS ?=
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: say-demo $(VENV)/.ready-demo ## Run the main job on real foreign code
+	@$(PY) demo/run.py
+
+test: say-test $(VENV)/.ready-test ## Run the tests and the doctests (PYTEST_ARGS='-k vmap' and the like)
+	@$(PY) -m pytest -q $(PYTEST_ARGS)
+
+lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-lint ## Check style (ruff) and types (pyright)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright --pythonpath $(PY)
+
+test-matrix: say-test-matrix $(VENV)/.ready-python ## Run the tests on the oldest and the newest supported jax
+	@$(PY) .ci/matrix.py $(PYTEST_ARGS)
+
+bench: say-bench $(VENV)/.ready-demo ## Measure against JAX's own rules
+	@$(PY) benchmarks/run.py
+
+clean: ## Remove the environments and all that tools left behind
+	rm -rf .venv .venv-matrix build dist .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- what each target says first, before any set-up -----------------------------------------------------
+
+say-demo:
+	@echo '==> make demo: real foreign code under jax.vmap, each method against JAX (demo/run.py)'
+say-test:
+	@echo '==> make test: the tests, the doctests of batchrules/, and the code in README.md and docs/'
+say-lint:
+	@echo '==> make lint: ruff check, ruff format --check, pyright'
+say-test-matrix:
+	@echo '==> make test-matrix: the tests on the oldest and on the newest jax, each in its own environment'
+say-bench:
+	@echo '==> make bench: side by side in one process, as ratios (benchmarks/run.py)'
+
+# --- set-up -----------------------------------------------------------------------------------------------
+
+# The stamp is written last, so an environment that was left half made is made again.
+$(VENV)/.ready-python:
+	@$(if $(PYTHON),,echo 'batchrules needs Python 3.11 or newer, and found none on PATH.' \
+		'Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1)
+	@echo '==> set-up: $(VENV), with $(PYTHON)'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv -q $(VENV) || { rm -rf $(VENV); \
+		echo 'No virtual environment could be made with $(PYTHON) (its own message is above).' \
+			'On Debian or Ubuntu: apt install python3-venv. Elsewhere: $(PYTHON) -m pip install virtualenv.' \
+			'Or choose another interpreter: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.ready-%: pyproject.toml $(VENV)/.ready-python
+	@echo '==> set-up: batchrules[$*] into $(VENV) (the first time this takes a minute)'
+	@$(PIP_INSTALL) -e '.[$*]'
+	@touch $@

@@ -1,0 +1,91 @@
+"""The arguments of a mapped function: which of their leaves are mapped, along which axis, and how long it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_none(x: Any) -> bool:
+    """Whether this is None, which is a leaf among axes and no leaf elsewhere."""
+    return x is None
+
+
+def spread(prefix: Any, tree: Any, is_leaf: Any = is_none) -> list[Any]:
+    """One entry of the prefix for each leaf of the tree. ValueError where the prefix does not fit."""
+    spreads: list[Any] = []
+
+    def over(entry: Any, subtree: Any) -> None:
+        spreads.extend([entry] * len(jax.tree.leaves(subtree)))
+
+    jax.tree.map(over, prefix, tree, is_leaf=is_leaf)
+    return spreads
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """One call's arguments, flat: the mapped leaves apart from the others, which the function sees as they are."""
+
+    leaves: tuple[Any, ...]
+    axes: tuple[int | None, ...]
+    treedef: Any
+
+    @property
+    def mapped(self) -> list[Any]:
+        return [x for x, axis in zip(self.leaves, self.axes, strict=True) if axis is not None]
+
+    @property
+    def mapped_axes(self) -> list[int]:
+        return [axis for axis in self.axes if axis is not None]
+
+    @property
+    def unmapped(self) -> list[Any]:
+        return [x for x, axis in zip(self.leaves, self.axes, strict=True) if axis is None]
+
+    def call(self, fun: Any, mapped: Sequence[Any], unmapped: Sequence[Any] | None = None) -> Any:
+        """The function, called with these values for the mapped (and perhaps for the other) leaves."""
+        values, others = iter(mapped), iter(self.unmapped if unmapped is None else unmapped)
+        leaves = [next(others if axis is None else values) for axis in self.axes]
+        args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+        return fun(*args, **kwargs)
+
+    def size(self, axis_size: int | None) -> int | None:
+        """The mapped axis's length, or None where `jax.vmap` would find fault with it."""
+        lengths = {x.shape[axis] for x, axis in zip(self.mapped, self.mapped_axes, strict=True)}
+        lengths |= set() if axis_size is None else {axis_size}
+        return lengths.pop() if len(lengths) == 1 else None
+
+
+def flatten_arguments(in_axes: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
+    """The arguments, or None where `jax.vmap` would find fault with them or their axes."""
+    leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
+    try:
+        axes = spread((tuple(in_axes) if isinstance(in_axes, list) else in_axes, 0), (tuple(args), dict(kwargs)))
+    except ValueError:
+        return None
+    positive = [_positive(x, axis) for x, axis in zip(leaves, axes, strict=True)]
+    if any(axis is False for axis in positive):
+        return None
+    return Arguments(tuple(_as_array(x, axis) for x, axis in zip(leaves, positive, strict=True)), tuple(positive), treedef)
+
+
+def _as_array(x: Any, axis: int | None) -> Any:
+    return x if axis is None or isinstance(x, jax.Array) else jax.numpy.asarray(x)
+
+
+def _positive(x: Any, axis: Any) -> Any:
+    """The axis counted from the front; False where `x` has no such axis."""
+    if axis is None:
+        return None
+    if not isinstance(axis, int) or not isinstance(x, jax.Array | np.ndarray | np.generic):
+        return False
+    return axis % x.ndim if -x.ndim <= axis < x.ndim else False
+
+
+def positive_axis(axis: int, ndim: int) -> int:
+    """An axis of a result, counted from the front; the result has `ndim` axes."""
+    return axis % ndim

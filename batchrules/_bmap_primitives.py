@@ -1,0 +1,245 @@
+"""Linear primitives that let a loop read and write parts of whole arrays, and still transpose leanly.
+
+JAX's own slices are linear too, but the transpose of a slice adds a whole array of zeros with one part filled in, once for
+each chunk. These primitives say more: a chunk is written where nothing was written before, and taken out once. So:
+
+=========  ========================  ===============================================================
+primitive  result                    its transpose
+=========  ========================  ===============================================================
+`read`     part                      adds the part's cotangent to the whole, as JAX does
+`write`    whole, holding the part   `pop`, from the whole's cotangent
+`pop`      part, and the whole       `write`, into the whole's cotangent
+`settle`   its first operand         the first operand's cotangent, and a `blank` for each other operand
+`blank`    a whole, contents unset   nothing: no later value depends on what it holds
+=========  ========================  ===============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+
+def _resized(aval: Any, axis: int, size: int) -> Any:
+    return aval.update(shape=(*aval.shape[:axis], size, *aval.shape[axis + 1 :]))
+
+
+def _define(name: str, impl: Callable[..., Any], abstract: Callable[..., Any], *, multiple: bool = False) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = multiple
+    primitive.def_impl(partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=multiple))
+    return primitive
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, ad.Zero)
+
+
+# --- read ------------------------------------------------------------------------------------------------------------
+
+
+def _read_impl(whole: Any, start: Any, *, axis: int, size: int) -> Any:
+    return lax.dynamic_slice_in_dim(whole, start, size, axis)
+
+
+def _read_abstract(whole: Any, _start: Any, *, axis: int, size: int) -> Any:
+    return _resized(whole, axis, size)
+
+
+def _read_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) -> tuple[Any, Any]:
+    (whole, start), (tangent, _) = primals, tangents
+    part = read(whole, start, **params)
+    if _is_zero(tangent):
+        return part, ad.Zero.from_primal_value(part)
+    return part, read(tangent, start, **params)
+
+
+def _read_transpose(cotangent: Any, whole: Any, start: Any, **params: int) -> tuple[Any, None]:
+    if _is_zero(cotangent):
+        return ad.Zero(whole.aval), None
+    return write(ad.instantiate_zeros(ad.Zero(whole.aval)), cotangent, start, axis=params["axis"]), None
+
+
+def _read_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, size: int) -> tuple[Any, int]:
+    (whole, start), (dim, start_dim) = args, dims
+    if start_dim is not None:
+        return jax.vmap(partial(_read_impl, axis=axis, size=size), (dim, start_dim))(whole, start), 0
+    whole = batching.bdim_at_front(whole, dim, whole.shape[dim])
+    return read(whole, start, axis=axis + 1, size=size), 0
+
+
+# --- write -----------------------------------------------------------------------------------------------------------
+
+
+def _write_impl(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
+    return lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+
+
+def _write_abstract(whole: Any, _part: Any, _start: Any, **_params: int) -> Any:
+    return whole
+
+
+def _write_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> tuple[Any, Any]:
+    (whole, part, start), (d_whole, d_part, _) = primals, tangents
+    result = write(whole, part, start, axis=axis)
+    if _is_zero(d_whole) and _is_zero(d_part):
+        return result, ad.Zero.from_primal_value(result)
+    return result, write(ad.instantiate_zeros(d_whole), ad.instantiate_zeros(d_part), start, axis=axis)
+
+
+def _write_transpose(cotangent: Any, whole: Any, part: Any, start: Any, *, axis: int) -> tuple[Any, Any, None]:
+    if _is_zero(cotangent):
+        return (*(ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in (whole, part)), None)
+    size = (part.aval if ad.is_undefined_primal(part) else jax.typeof(part)).shape[axis]
+    taken, rest = pop(cotangent, start, axis=axis, size=size)
+    return rest if ad.is_undefined_primal(whole) else None, taken if ad.is_undefined_primal(part) else None, None
+
+
+def _write_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int) -> tuple[Any, int]:
+    sizes = {x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None}
+    size = sizes.pop()
+    if dims[2] is not None:
+        return jax.vmap(partial(_write_impl, axis=axis), tuple(dims), axis_size=size)(*args), 0
+    whole, part = (batching.bdim_at_front(x, dim, size) for x, dim in zip(args[:2], dims[:2], strict=True))
+    return write(whole, part, args[2], axis=axis + 1), 0
+
+
+# --- pop -------------------------------------------------------------------------------------------------------------
+
+
+def _pop_impl(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
+    return [lax.dynamic_slice_in_dim(whole, start, size, axis), whole]
+
+
+def _pop_abstract(whole: Any, _start: Any, *, axis: int, size: int) -> list[Any]:
+    return [_resized(whole, axis, size), whole]
+
+
+def _pop_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) -> tuple[Any, Any]:
+    (whole, start), (tangent, _) = primals, tangents
+    results = pop(whole, start, **params)
+    if _is_zero(tangent):
+        return results, [ad.Zero.from_primal_value(x) for x in results]
+    return results, pop(tangent, start, **params)
+
+
+def _pop_transpose(cotangents: Sequence[Any], whole: Any, start: Any, *, axis: int, size: int) -> tuple[Any, None]:
+    del size
+    d_part, d_rest = cotangents
+    if _is_zero(d_part) and _is_zero(d_rest):
+        return ad.Zero(whole.aval), None
+    return write(ad.instantiate_zeros(d_rest), ad.instantiate_zeros(d_part), start, axis=axis), None
+
+
+def _pop_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, size: int) -> tuple[Any, list[int]]:
+    (whole, start), (dim, start_dim) = args, dims
+    if start_dim is not None:
+        return jax.vmap(partial(_pop_impl, axis=axis, size=size), (dim, start_dim))(whole, start), [0, 0]
+    whole = batching.bdim_at_front(whole, dim, whole.shape[dim])
+    return pop(whole, start, axis=axis + 1, size=size), [0, 0]
+
+
+# --- settle and blank ------------------------------------------------------------------------------------------------
+
+
+def _settle_impl(value: Any, *_spent: Any) -> Any:
+    return value
+
+
+def _settle_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    result = settle(*primals)
+    if all(_is_zero(t) for t in tangents):
+        return result, ad.Zero.from_primal_value(result)
+    return result, settle(*(ad.instantiate_zeros(t) for t in tangents))
+
+
+def _settle_transpose(cotangent: Any, value: Any, *spent: Any) -> list[Any]:
+    if _is_zero(cotangent):
+        return [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in (value, *spent)]
+    blanks = [blank(cotangent, x.aval) if ad.is_undefined_primal(x) else None for x in spent]
+    return [cotangent if ad.is_undefined_primal(value) else None, *blanks]
+
+
+def _settle_batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    size = next(x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None)
+    return settle(*(batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True))), 0
+
+
+def _blank_impl(after: Any, *, aval: Any) -> Any:
+    # The contents come from `after`, because XLA moves a constant to the start of the program and keeps it from there on.
+    if after.size == 0 or any(axis is not None for axis in jax.typeof(after).sharding.spec):
+        return lax.full(aval.shape, 0, aval.dtype)
+    corner = lax.reshape(lax.slice(after, (0,) * after.ndim, (1,) * after.ndim), ())
+    if jnp.iscomplexobj(corner) and not jnp.issubdtype(aval.dtype, jnp.complexfloating):
+        corner = lax.real(corner)
+    return lax.broadcast_in_dim(lax.convert_element_type(corner, aval.dtype), aval.shape, ())
+
+
+def _blank_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, aval: Any) -> tuple[Any, Any]:
+    (after,), (tangent,) = primals, tangents
+    result = blank(after, aval)
+    return result, ad.Zero.from_primal_value(result) if _is_zero(tangent) else blank(tangent, aval)
+
+
+def _blank_transpose(_cotangent: Any, after: Any, *, aval: Any) -> list[Any]:
+    del aval
+    return [ad.Zero(after.aval)]
+
+
+def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any) -> tuple[Any, int]:
+    (after,), (dim,) = args, dims
+    after = batching.bdim_at_front(after, dim, after.shape[dim])
+    (batched,) = jax.make_jaxpr(jax.vmap(partial(_blank_impl, aval=aval)))(after).out_avals
+    return blank(after, batched), 0
+
+
+_read_p = _define("bmap_read", _read_impl, _read_abstract)
+_write_p = _define("bmap_write", _write_impl, _write_abstract)
+_pop_p = _define("bmap_pop", _pop_impl, _pop_abstract, multiple=True)
+_settle_p = _define("bmap_settle", _settle_impl, lambda value, *_spent: value)
+_blank_p = _define("bmap_blank", _blank_impl, lambda _after, *, aval: aval)
+
+for _primitive, _jvp, _transpose, _batch in (
+    (_read_p, _read_jvp, _read_transpose, _read_batch),
+    (_write_p, _write_jvp, _write_transpose, _write_batch),
+    (_pop_p, _pop_jvp, _pop_transpose, _pop_batch),
+    (_settle_p, _settle_jvp, _settle_transpose, _settle_batch),
+    (_blank_p, _blank_jvp, _blank_transpose, _blank_batch),
+):
+    ad.primitive_jvps[_primitive] = _jvp
+    ad.primitive_transposes[_primitive] = _transpose
+    batching.primitive_batchers[_primitive] = _batch
+
+
+def read(whole: Any, start: Any, *, axis: int, size: int) -> Any:
+    """A part of an array: `size` elements along `axis`, from `start` on."""
+    return _read_p.bind(whole, start, axis=axis, size=size)
+
+
+def write(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
+    """The array with the part written into it, where nothing was written before."""
+    return _write_p.bind(whole, part, start, axis=axis)
+
+
+def pop(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
+    """A part of an array that is taken out only once, and the array to take the other parts from."""
+    return _pop_p.bind(whole, start, axis=axis, size=size)
+
+
+def settle(value: Any, *spent: Any) -> Any:
+    """The value. Its cotangent tells when the cotangents of the spent arrays may be allocated."""
+    return _settle_p.bind(value, *spent)
+
+
+def blank(after: Any, aval: Any) -> Any:
+    """An array whose every element is written later, allocated no sooner than `after` is known."""
+    return _blank_p.bind(after, aval=aval)

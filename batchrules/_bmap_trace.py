@@ -1,0 +1,128 @@
+"""One trace of the mapped function, and what it tells: the program of one element.
+
+The trace is made inside a `jax.vmap`, so that vmap itself checks axes and sizes, and says in its own words what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from batchrules._bmap_axes import Arguments, spread
+
+
+@dataclass(frozen=True)
+class Element:
+    """The program of one element, cut in two: what does not depend on the mapped axis, and the rest.
+
+    `shared` (inputs: the values that the function closes over, in `closed`) runs once. `jaxpr` runs for each element; its
+    inputs are shared's outputs and the mapped leaves. An output of the function is an int, which counts the outputs of
+    `jaxpr`, or a `Shared`.
+    """
+
+    closed: tuple[Any, ...]
+    shared: Jaxpr
+    jaxpr: Jaxpr
+    num_consts: int
+    outputs: tuple[int | Shared, ...]
+    out_axes: tuple[Any, ...]
+    results: tuple[Any, ...]
+    treedef: Any
+    depends: tuple[frozenset[int], ...]
+    effects: frozenset[Any]
+
+    def share(self) -> tuple[list[Any], list[Any]]:
+        """Run what does not depend on the mapped axis: the loop's constants, and the outputs that are known with it."""
+        values = jax.core.eval_jaxpr(self.shared, (), *self.closed)
+        return values[: self.num_consts], values[self.num_consts :]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An output that does not depend on the mapped axis: its number among `share`'s."""
+
+    index: int
+
+
+def trace_element(
+    fun: Callable[..., Any],
+    arguments: Arguments,
+    vmap: Callable[[Callable[..., Any], Any], Callable[..., Any]],
+    out_axes: Any,
+) -> Element:
+    """Trace the function once. `vmap(fun, in_axes)` is `jax.vmap` with the user's other arguments."""
+    found: dict[str, Any] = {}
+
+    def traced(*mapped: Any) -> Any:
+        def flat(*values: Any) -> list[Any]:
+            leaves, found["treedef"] = jax.tree.flatten(arguments.call(fun, values))
+            return leaves
+
+        closed = found["closed"] = jax.make_jaxpr(flat)(*mapped)
+        return jax.tree.unflatten(found["treedef"], jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *mapped))
+
+    stacked = jax.eval_shape(vmap(traced, tuple(arguments.mapped_axes)), *arguments.mapped)
+    return _cut(found["closed"], found["treedef"], spread(out_axes, stacked), jax.tree.leaves(stacked))
+
+
+def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[Any]) -> Element:
+    jaxpr: Jaxpr = closed.jaxpr
+    mapped = _reached_from(jaxpr.invars, jaxpr.eqns)
+    before = [e for e in jaxpr.eqns if not _uses(e, mapped)]
+    inside = [e for e in jaxpr.eqns if _uses(e, mapped)]
+    in_loop = [v for v in jaxpr.outvars if isinstance(v, Var) and v in mapped]
+    known = [v for v in jaxpr.outvars if isinstance(v, Literal) or v not in mapped]
+    consts = _read_by(inside, known=mapped)
+    body = jaxpr.replace(constvars=[], invars=[*consts, *jaxpr.invars], eqns=inside, outvars=in_loop)
+    counts = [0, 0]
+    outputs: list[int | Shared] = []
+    for v in jaxpr.outvars:
+        is_mapped = isinstance(v, Var) and v in mapped
+        outputs.append(counts[1] if is_mapped else Shared(counts[0]))
+        counts[is_mapped] += 1
+    return Element(
+        closed=tuple(closed.consts),
+        shared=jaxpr.replace(constvars=[], invars=list(jaxpr.constvars), eqns=before, outvars=[*consts, *known]),
+        jaxpr=body,
+        num_consts=len(consts),
+        outputs=tuple(outputs),
+        out_axes=tuple(out_axes),
+        results=tuple(results),
+        treedef=treedef,
+        depends=_dependences(body),
+        effects=frozenset(effect for e in inside for effect in e.effects),
+    )
+
+
+def _variables(atoms: Sequence[Any]) -> list[Var]:
+    return [v for v in atoms if isinstance(v, Var)]
+
+
+def _uses(eqn: JaxprEqn, variables: set[Var]) -> bool:
+    return any(v in variables for v in _variables(eqn.invars))
+
+
+def _reached_from(start: Sequence[Var], eqns: Sequence[JaxprEqn]) -> set[Var]:
+    reached = set(start)
+    for eqn in eqns:
+        if _uses(eqn, reached):
+            reached.update(eqn.outvars)
+    return reached
+
+
+def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
+    return list(dict.fromkeys(v for e in eqns for v in _variables(e.invars) if v not in known))
+
+
+def _dependences(jaxpr: Jaxpr) -> tuple[frozenset[int], ...]:
+    """For each output, the numbers of the inputs that it depends on."""
+    of = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
+    nothing: frozenset[int] = frozenset()
+    for eqn in jaxpr.eqns:
+        inputs = nothing.union(*(of[v] for v in _variables(eqn.invars)))
+        of.update(dict.fromkeys(eqn.outvars, inputs))
+    return tuple(of[v] for v in _variables(jaxpr.outvars))

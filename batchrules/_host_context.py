@@ -1,0 +1,71 @@
+"""What surrounds foreign code while it runs: knowing that it does, and the guard of its first call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from batchrules._errors import JaxInsideHostFunctionError
+
+
+class _Running(threading.local):
+    numpy_only = False
+
+
+_running = _Running()
+
+
+def inside_numpy_only() -> bool:
+    """Whether this thread is inside a host function that must not use JAX."""
+    return _running.numpy_only
+
+
+def run_inside(allow_jax: bool, work: Callable[..., Any], *args: Any) -> Any:
+    """Do the work of a host function; a host call made by it meanwhile runs without JAX, unless it may use JAX."""
+    before, _running.numpy_only = _running.numpy_only, not allow_jax
+    try:
+        return work(*args)
+    finally:
+        _running.numpy_only = before
+
+
+class FirstCall:
+    """Runs a host function, and until it has returned once, in a way that shows whether it uses JAX.
+
+    JAX inside a host function can wait for a device that is itself waiting for the host function, for good. Every
+    use of JAX on NumPy arrays moves data to a device, so a guard against transfers shows it. The guard costs
+    microseconds, which is why only the first call pays for it.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, allow_jax: bool) -> None:
+        self._function = function
+        self._name = name
+        self._passed = allow_jax
+
+    def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the function."""
+        if self._passed:
+            return self._function(*args, **kwargs)
+        return self._guarded(args, kwargs)
+
+    def unguarded(self) -> Callable[..., Any] | None:
+        """The bare function once it has passed, None before."""
+        return self._function if self._passed else None
+
+    def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            with jax.transfer_guard("disallow_explicit"):
+                result = self._function(*args, **kwargs)
+        except jax.errors.JaxRuntimeError as error:
+            if "isallowed" not in str(error):
+                raise
+            raise JaxInsideHostFunctionError(
+                f"{self._name} uses JAX inside. A host function runs while a JAX program waits for it, so JAX in it "
+                "can deadlock. Write it with NumPy; or, if it is traceable by JAX, decorate it with device_call; or "
+                "pass allow_jax=True and take care that it never waits for the program that called it."
+            ) from error
+        self._passed = True
+        return result

@@ -1,0 +1,79 @@
+"""The host primitive: what JAX knows of a host call. Its vmap rule computes nothing; it records the axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+from batchrules import _host_lowering, _placement
+from batchrules._batch import Axes, BatchAxis
+from batchrules._errors import DerivativeError
+from batchrules._host_function import HostFunction
+from batchrules._host_runner import Runner
+
+host_call_p = Primitive("batchrules_host_call")
+host_call_p.multiple_results = True
+
+
+@host_call_p.def_abstract_eval
+def _output_types(*avals: Any, site: HostFunction, axes: Axes) -> tuple[Any, ...]:
+    return tuple(
+        _placement.output_type(avals, axes, output, result.shape, result.dtype)
+        for output, result in enumerate(site.results)
+    )
+
+
+def _record_axis(
+    axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None], *, site: HostFunction, axes: Axes
+) -> tuple[Sequence[Any], Sequence[int | None]]:
+    if all(dim is None for dim in dims):
+        outputs = host_call_p.bind(*operands, site=site, axes=axes)
+        return outputs, [None] * len(outputs)
+    in_front = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(operands, dims, strict=True)]
+    axis = BatchAxis(
+        axis_data.size, tuple(dim is not None for dim in dims), mesh_axis=axis_data.explicit_mesh_axis
+    )
+    outputs = host_call_p.bind(*in_front, site=site, axes=(axis, *axes))
+    return outputs, [0] * len(outputs)
+
+
+batching.fancy_primitive_batchers[host_call_p] = _record_axis
+
+
+@host_call_p.def_impl
+def _run_eagerly(*operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any]:
+    devices = {device for operand in operands if isinstance(operand, jax.Array) for device in operand.devices()}
+    if len(devices) > 1:
+        return xla.apply_primitive(host_call_p, *operands, site=site, axes=axes)
+    # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
+    arrays = [np.asarray(operand) for operand in operands]
+    outputs = Runner(site, axes, [array.shape for array in arrays])(*arrays)
+    return [_on_device(output, devices) for output in outputs]
+
+
+def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
+    # A copy, because the array may be a buffer that the function goes on using.
+    array = jnp.array(output)
+    if devices and array.devices() != devices:
+        return jax.device_put(array, next(iter(devices)))
+    return array
+
+
+def _no_derivative(primals: Sequence[Any], tangents: Sequence[Any], *, site: HostFunction, axes: Axes) -> Any:
+    if all(isinstance(tangent, ad.Zero) for tangent in tangents):
+        outputs = host_call_p.bind(*primals, site=site, axes=axes)
+        return outputs, [ad.Zero(jax.typeof(output).to_tangent_aval()) for output in outputs]
+    raise DerivativeError(
+        f"{site.name} cannot be differentiated: JAX cannot see inside a host function. Differentiate with respect to "
+        "other arguments (argnums), or keep its arguments constant with jax.lax.stop_gradient."
+    )
+
+
+ad.primitive_jvps[host_call_p] = _no_derivative
+mlir.register_lowering(host_call_p, _host_lowering.lower)

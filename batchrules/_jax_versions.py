@@ -1,0 +1,50 @@
+"""Everything that differs between the supported versions of JAX (0.7 up to 0.12), in public names only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def varying_axes(aval: Any) -> frozenset[Any]:
+    """The manual mesh axes that a value varies over inside `jax.shard_map`."""
+    manual = getattr(aval, "manual_axis_type", None)
+    if manual is not None:
+        return frozenset(manual.varying)
+    return frozenset(getattr(aval, "vma", ()))
+
+
+def cast_varying(value: Any, axes: Iterable[Any]) -> Any:
+    """The value, typed as varying over these manual mesh axes too."""
+    missing = tuple(axis for axis in axes if axis not in varying_axes(jax.typeof(value)))
+    if not missing:
+        return value
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(value, missing, to="varying")
+    return jax.lax.pvary(value, missing)  # pyright: ignore[reportAttributeAccessIssue]  # jax 0.7 only
+
+
+def result_type(like: Any, shape: tuple[int, ...], dtype: Any, spec: tuple[Any, ...]) -> Any:
+    """An abstract array that lives where `like` lives: the same varying axes, sharded by `spec`.
+
+    `like` is None for a call without arguments.
+    """
+    if like is None:
+        return jax.core.ShapedArray(shape, dtype)
+    sharding = NamedSharding(like.sharding.mesh, PartitionSpec(*spec))
+    return like.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def is_export(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether a program is being lowered for `jax.export`."""
+    parameters = getattr(ctx.module_context, "lowering_parameters", None)
+    return bool(getattr(parameters, "for_export", False))
+
+
+def canonical_dtype(dtype: Any) -> Any:
+    """The dtype that JAX holds such data in: 32 bits where 64-bit types are off."""
+    return jax.dtypes.canonicalize_dtype(dtype)

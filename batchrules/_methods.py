@@ -1,0 +1,223 @@
+"""The vocabulary of batching: the methods, what each gives a call, and how `auto` chooses."""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchrules._schema import ArraySpec, Schema, Signature
+
+SEQUENTIAL = ("sequential", "sequential_unrolled")
+VECTORISED = ("expand_dims", "broadcast_all", "legacy_vectorized")
+METHODS = (*SEQUENTIAL, *VECTORISED, "auto")
+HOST_METHODS = tuple(method for method in METHODS if method != "sequential_unrolled")
+
+
+class Lead(enum.Enum):
+    """What an argument of a vectorised call leads with."""
+
+    BATCH = "the size of the batch"
+    ONE = "1"
+    NOTHING = "nothing: it comes as it is"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One array argument, as a choice of method sees it. `shape` is the shape of one element."""
+
+    path: str
+    shape: tuple[int, ...]
+    mapped: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method that a batch is executed with, and why.
+
+    Attributes:
+        method: The method's name; never `"auto"`.
+        reason: Why, in words.
+        leads: For a vectorised method, what each argument leads with.
+    """
+
+    method: str
+    reason: str
+    leads: tuple[Lead, ...] = ()
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether a call is given the whole batch."""
+        return self.method in VECTORISED
+
+
+@dataclass(frozen=True)
+class MethodRequest:
+    """What a user asked for: a method, and what `auto` may base its proof on.
+
+    Attributes:
+        method: A name out of `METHODS`.
+        schema: What the foreign code takes, or None.
+        signature: A gufunc signature, or None.
+        where: The function or primitive, for messages.
+        tied: Groups of argument positions that must lead alike; where one of a group is mapped, all are.
+    """
+
+    method: str
+    schema: Schema | None = None
+    signature: Signature | None = None
+    where: str = "this call"
+    tied: tuple[tuple[int, ...], ...] = ()
+
+
+def check_method(method: Any, where: str, allowed: Sequence[str] = METHODS) -> str:
+    """Return the method if it is one; otherwise raise an error that lists those there are."""
+    names = ", ".join(repr(name) for name in allowed)
+    if method is None:
+        raise ValueError(f"{where}: no method for jax.vmap was given (method=None). Choose one of {names}.")
+    if not isinstance(method, str):
+        raise TypeError(f"{where}: method must be one of {names}; got {method!r} of type {type(method).__name__}.")
+    if method not in METHODS:
+        raise ValueError(f"{where}: unknown method {method!r}. Choose one of {names}.")
+    if method not in allowed:
+        raise ValueError(
+            f"{where}: method {method!r} unrolls a loop in the compiled program, which only registered primitives "
+            f"and device calls have. A host call loops on the host: use 'sequential'. Choose one of {names}."
+        )
+    return method
+
+
+def check_batch_size(batch_size: Any, where: str) -> int | None:
+    """Return the batch size as an int, or None; raise for anything that is not a whole number from 1."""
+    if batch_size is None:
+        return None
+    if not isinstance(batch_size, bool) and hasattr(batch_size, "__index__"):
+        size = operator.index(batch_size)
+        if size >= 1:
+            return size
+        raise ValueError(
+            f"{where}: batch_size must be at least 1, or None for the whole batch in one call; got {batch_size!r}."
+        )
+    raise TypeError(
+        f"{where}: batch_size must be an int of at least 1, or None for the whole batch in one call; "
+        f"got {batch_size!r} of type {type(batch_size).__name__}."
+    )
+
+
+def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
+    """Settle the method for a batch, with the reason and what each argument leads with."""
+    mapped = _tied_mapped(request.tied, [argument.mapped for argument in arguments])
+    if request.method != "auto":
+        return Choice(request.method, f"method={request.method!r} was asked for", _leads(request.method, mapped))
+    obstacle = _obstacle(request, arguments, mapped)
+    if obstacle is not None:
+        return Choice("sequential", f"auto is sequential: {obstacle}")
+    return Choice("expand_dims", f"auto is expand_dims: {_proof(request)}", _auto_leads(arguments, mapped))
+
+
+def _tied_mapped(tied: tuple[tuple[int, ...], ...], mapped: list[bool]) -> list[bool]:
+    joined = list(mapped)
+    for group in tied:
+        for position in group:
+            joined[position] = any(mapped[i] for i in group)
+    return joined
+
+
+def _leads(method: str, mapped: Sequence[bool]) -> tuple[Lead, ...]:
+    if method in SEQUENTIAL:
+        return ()
+    unmapped = {"expand_dims": Lead.ONE, "broadcast_all": Lead.BATCH, "legacy_vectorized": Lead.NOTHING}[method]
+    return tuple(Lead.BATCH if is_mapped else unmapped for is_mapped in mapped)
+
+
+def _auto_leads(arguments: Sequence[Argument], mapped: Sequence[bool]) -> tuple[Lead, ...]:
+    def lead(argument: Argument, is_mapped: bool) -> Lead:
+        if is_mapped:
+            return Lead.BATCH
+        return Lead.ONE if argument.shape else Lead.NOTHING
+
+    return tuple(lead(argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True))
+
+
+def _proof(request: MethodRequest) -> str:
+    if request.signature is not None:
+        return f"the signature {request.signature.text!r} says that the function handles leading dimensions itself"
+    return "the schema lets every argument take a leading dimension, and the element ranks agree"
+
+
+def _obstacle(request: MethodRequest, arguments: Sequence[Argument], mapped: Sequence[bool]) -> str | None:
+    """The first gate that is shut, in words; None if all are open."""
+    if request.schema is None and request.signature is None:
+        return "without a schema or a signature nothing proves that a call takes a leading dimension"
+    return (request.schema and _schema_obstacle(request.schema, arguments, mapped)) or _rank_obstacle(
+        request, arguments, mapped
+    )
+
+
+def _schema_obstacle(schema: Schema, arguments: Sequence[Argument], mapped: Sequence[bool]) -> str | None:
+    for argument, is_mapped in zip(arguments, mapped, strict=True):
+        if not is_mapped and not argument.shape:
+            continue
+        kind = "mapped" if is_mapped else "unmapped"
+        spec = schema.get(argument.path)
+        if spec is None:
+            return f"the schema does not describe the {kind} argument {argument.path!r}"
+        if not _takes_a_lead(spec, argument.shape):
+            return (
+                f"the {kind} argument {argument.path!r} has shape {argument.shape} and takes {spec}, "
+                "so the schema does not let it take a leading dimension"
+            )
+    return None
+
+
+def _takes_a_lead(spec: ArraySpec, shape: tuple[int, ...]) -> bool:
+    return spec.any_rank and spec.takes(shape)
+
+
+def _rank_obstacle(request: MethodRequest, arguments: Sequence[Argument], mapped: Sequence[bool]) -> str | None:
+    cores = _core_ranks(request, arguments)
+    ranks = {
+        argument.path: len(argument.shape) - core
+        for argument, core, is_mapped in zip(arguments, cores, mapped, strict=True)
+        if is_mapped or argument.shape
+    }
+    if len(set(ranks.values())) <= 1:
+        return None
+    kind = "element ranks" if request.signature is None else "ranks left over by the signature"
+    listed = ", ".join(f"{path!r} has {rank}" for path, rank in ranks.items())
+    return f"the {kind} differ ({listed}), so a leading dimension would not line up under broadcasting"
+
+
+def _core_ranks(request: MethodRequest, arguments: Sequence[Argument]) -> list[int]:
+    if request.signature is None:
+        return [0] * len(arguments)
+    cores = [len(core) for core in request.signature.inputs]
+    if len(cores) != len(arguments):
+        paths = ", ".join(repr(argument.path) for argument in arguments)
+        raise ValueError(
+            f"{request.where}: the signature {request.signature.text!r} describes {len(cores)} array arguments, "
+            f"but the call has {len(arguments)}: {paths}."
+        )
+    for argument, core in zip(arguments, cores, strict=True):
+        if len(argument.shape) < core:
+            raise ValueError(
+                f"{request.where}: the signature {request.signature.text!r} gives {argument.path!r} {core} core "
+                f"dimensions, but it has shape {argument.shape}."
+            )
+    return cores
+
+
+def resolve_method(method: str | Callable[[dict[str, Any]], str], params: dict[str, Any], where: str) -> str:
+    """The method's name, where it may be a function of a primitive's parameters."""
+    if not callable(method):
+        return method
+    try:
+        name = method(params)
+    except KeyError as error:
+        raise ValueError(
+            f"{where}: method=callable(params) looked for the parameter {error.args[0]!r}, which this call does not "
+            f"have. Its parameters are {sorted(params)}."
+        ) from error
+    return check_method(name, f"{where} (from method=callable(params))")

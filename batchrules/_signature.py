@@ -1,0 +1,162 @@
+"""How a call's arguments divide into arrays and static values, and how they are put together again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from batchrules import _trees
+
+
+@dataclass(frozen=True)
+class CallStructure:
+    """Everything of a call but its arrays. Compares by value.
+
+    Attributes:
+        tree: The structure of `(args, kwargs)` without the static arguments.
+        static_positions: Positions and values of static positional arguments.
+        static_keywords: Names and values of static keyword arguments.
+    """
+
+    tree: _trees.Structure
+    static_positions: tuple[tuple[int, Any], ...] = ()
+    static_keywords: tuple[tuple[str, Any], ...] = ()
+
+    def assemble(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The positional and keyword arguments, with these arrays."""
+        args, kwargs = _trees.unflatten(self.tree, leaves)
+        if self.static_positions:
+            args = list(args)
+            for position, value in self.static_positions:
+                args.insert(position, value)
+        kwargs.update(self.static_keywords)
+        return args, kwargs
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: its structure, its leaves, and the path of each leaf."""
+
+    structure: CallStructure
+    leaves: list[Any]
+    paths: tuple[str, ...]
+
+
+class Parameters:
+    """The parameters of a function, as far as they are known, and which of them are static.
+
+    Args:
+        function: The function whose parameters they are.
+        static_argnames: The names of parameters that are values of the program and not data.
+        where: The function's name for messages.
+
+    Raises:
+        TypeError: `static_argnames` is not a string or a sequence of strings.
+        ValueError: A name that is no parameter of the function.
+    """
+
+    def __init__(self, function: Callable[..., Any], static_argnames: str | Sequence[str], where: str) -> None:
+        self._where = where
+        self._names = _positional_names(function)
+        self._static = frozenset(_checked_names(static_argnames, where))
+        known = _keyword_names(function)
+        unknown = sorted(self._static - known) if known is not None else []
+        if unknown:
+            raise ValueError(f"{where}: static_argnames names {unknown}, but the parameters are {sorted(known or ())}.")
+
+    def divide(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        """Divide a call's arguments into arrays and static values."""
+        if self._static:
+            return self._divide_static(args, kwargs)
+        return self._flatten(CallStructureParts(tuple(args), kwargs), self._argument_names(range(len(args))))
+
+    def _divide_static(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        static = [i for i in range(len(args)) if self._name(i) in self._static]
+        dynamic = [i for i in range(len(args)) if i not in static]
+        static_keywords = tuple(sorted((name, value) for name, value in kwargs.items() if name in self._static))
+        for name, value in (*((self._name(i), args[i]) for i in static), *static_keywords):
+            _check_static(name, value, self._where)
+        parts = CallStructureParts(
+            tuple(args[i] for i in dynamic),
+            {name: value for name, value in kwargs.items() if name not in self._static},
+            tuple((i, args[i]) for i in static),
+            static_keywords,
+        )
+        return self._flatten(parts, self._argument_names(dynamic))
+
+    def _flatten(self, parts: CallStructureParts, names: list[str]) -> Call:
+        leaves, tree = _trees.flatten((parts.args, parts.kwargs))
+        structure = CallStructure(tree, parts.static_positions, parts.static_keywords)
+        leaf_paths = tuple(_leaf_paths(parts, names))
+        _trees.check_leaves(leaves, leaf_paths, self._where)
+        return Call(structure, leaves, leaf_paths)
+
+    def _argument_names(self, positions: Sequence[int]) -> list[str]:
+        return [self._name(i) for i in positions]
+
+    def _name(self, position: int) -> str:
+        return self._names[position] if position < len(self._names) else f"args.{position}"
+
+
+@dataclass(frozen=True)
+class CallStructureParts:
+    """A call's arguments, the static ones apart."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    static_positions: tuple[tuple[int, Any], ...] = ()
+    static_keywords: tuple[tuple[str, Any], ...] = ()
+
+
+def _leaf_paths(parts: CallStructureParts, names: list[str]) -> list[str]:
+    named = [*zip(names, parts.args, strict=True), *((name, parts.kwargs[name]) for name in sorted(parts.kwargs))]
+    return [f"{name}.{path}" if path else name for name, value in named for path in _trees.paths(value)]
+
+
+def _positional_names(function: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = _parameters(function)
+    return [p.name for p in parameters or () if p.kind in kinds]
+
+
+def _keyword_names(function: Callable[..., Any]) -> set[str] | None:
+    parameters = _parameters(function)
+    if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        # Functions written in C often tell nothing of their parameters; they are called by position then.
+        return None
+
+
+def _checked_names(names: str | Sequence[str], where: str) -> tuple[str, ...]:
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    for name in listed:
+        if not isinstance(name, str):
+            raise TypeError(f"{where}: static_argnames must be a string or a sequence of strings; got {names!r}.")
+    return listed
+
+
+def _check_static(name: str, value: Any, where: str) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{where}: the static argument {name!r} is a traced value, {jax.typeof(value)}. A static argument must be known "
+            "when the program is built: pass a Python value, or take the name out of static_argnames."
+        )
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{where}: the static argument {name!r} has the type {type(value).__name__}, which is not hashable. "
+            "Static arguments are part of what a program is cached by: pass a tuple for a list, a frozenset for a "
+            "set, or take the name out of static_argnames if it is data."
+        ) from error

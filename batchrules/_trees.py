@@ -1,0 +1,144 @@
+"""Pytrees: flattening with optree, containers that only JAX knows, and the paths of leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optree
+
+_JAX_LEAF = jax.tree_util.tree_structure(0)
+_ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The structure of a tree: optree's, with what JAX alone knows inside its leaves.
+
+    Attributes:
+        spec: The structure that optree sees.
+        inside: For each leaf of `spec`, None for a true leaf, else the container that JAX knows. Empty where every
+            leaf is a true one.
+    """
+
+    spec: optree.PyTreeSpec
+    inside: tuple[Container | None, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of leaves."""
+        if not self.inside:
+            return self.spec.num_leaves
+        return sum(1 if part is None else part.count for part in self.inside)
+
+    def __str__(self) -> str:
+        """The tree as optree writes it, a star for each leaf, then the JAX containers inside."""
+        containers = [str(part.treedef) for part in self.inside if part is not None]
+        text = str(self.spec).removeprefix("PyTreeSpec(").removesuffix(")")
+        return f"{text} with {', '.join(containers)}" if containers else text
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container that JAX knows and optree does not, such as an Equinox module."""
+
+    treedef: Any
+    children: tuple[Structure, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of leaves inside."""
+        return sum(child.count for child in self.children)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Structure]:
+    """The leaves of a tree and its structure."""
+    candidates, spec = optree.tree_flatten(tree)
+    if all(_is_plain(candidate) for candidate in candidates):
+        return candidates, Structure(spec, ())
+    leaves: list[Any] = []
+    inside = tuple(_flatten_inside(candidate, leaves) for candidate in candidates)
+    return leaves, Structure(spec, inside if any(inside) else ())
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, _ARRAY_LIKE)
+
+
+def _flatten_inside(candidate: Any, leaves: list[Any]) -> Container | None:
+    if _is_plain(candidate) or not _is_jax_container(candidate):
+        leaves.append(candidate)
+        return None
+    children, treedef = _one_level(candidate)
+    structures = []
+    for child in children:
+        child_leaves, structure = flatten(child)
+        leaves.extend(child_leaves)
+        structures.append(structure)
+    return Container(treedef, tuple(structures))
+
+
+def _is_jax_container(candidate: Any) -> bool:
+    return jax.tree_util.tree_structure(candidate, is_leaf=lambda node: node is not candidate) != _JAX_LEAF
+
+
+def _one_level(container: Any) -> tuple[list[Any], Any]:
+    return jax.tree_util.tree_flatten(container, is_leaf=lambda node: node is not container)
+
+
+def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
+    """The tree of that structure with these leaves."""
+    if not structure.inside:
+        return optree.tree_unflatten(structure.spec, leaves)
+    source = iter(leaves)
+    filled = [next(source) if part is None else _fill(part, source) for part in structure.inside]
+    return optree.tree_unflatten(structure.spec, filled)
+
+
+def _fill(container: Container, source: Iterator[Any]) -> Any:
+    children = [unflatten(child, [next(source) for _ in range(child.count)]) for child in container.children]
+    return jax.tree_util.tree_unflatten(container.treedef, children)
+
+
+def paths(tree: Any) -> list[str]:
+    """The path of each leaf: keys and indices joined by dots; the empty string for a tree that is a leaf."""
+    return [".".join(parts) for parts in _walk(tree)]
+
+
+def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
+    entries, leaves, _ = optree.tree_flatten_with_path(tree)
+    for path, leaf in zip(entries, leaves, strict=True):
+        prefix = tuple(str(entry) for entry in path)
+        if _is_plain(leaf) or not _is_jax_container(leaf):
+            yield prefix
+            continue
+        children, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=lambda node, top=leaf: node is not top)
+        for keys, child in children:
+            step = jax.tree_util.keystr(keys, simple=True, separator=".")
+            for rest in _walk(child):
+                yield (*prefix, step, *rest)
+
+
+def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -> None:
+    """Raise for a leaf that is not an array, saying at which path it stands and what can be done."""
+    for leaf, path in zip(leaves, leaf_paths, strict=True):
+        if _is_plain(leaf):
+            _check_dtype(leaf, path, where)
+            continue
+        raise TypeError(
+            f"{where}: the argument {path!r} is a {type(leaf).__name__}, which is neither an array, nor a number, nor "
+            "a container that optree or JAX knows. Register its type with optree.register_pytree_node or "
+            "jax.tree_util.register_dataclass, or name the argument in static_argnames if it is not data."
+        )
+
+
+def _check_dtype(leaf: Any, path: str, where: str) -> None:
+    dtype = getattr(leaf, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "OSUMm" or (isinstance(dtype, np.dtype) and dtype.names):
+        raise TypeError(
+            f"{where}: the argument {path!r} is an array of dtype {dtype}, which JAX cannot hold. Convert it to a "
+            "numeric or boolean dtype, or name the argument in static_argnames if it is not data."
+        )
