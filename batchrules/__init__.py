@@ -10,8 +10,31 @@ from batchrules._errors import (
     ReadOnlyArgumentError,
     ResultError,
 )
+from batchrules._ffi import ffi_update_params
 from batchrules._host_call import HostCall, host_call
 from batchrules._methods import Choice
+from batchrules._register import register, registered, unregister
+from batchrules._registration import BatchInfo, Registration
 from batchrules._schema import ArraySpec, Schema
 
 __version__ = _version("batchrules")
+
+__all__ = [
+    "ArraySpec",
+    "BatchContractError",
+    "BatchInfo",
+    "Choice",
+    "DerivativeError",
+    "ExportError",
+    "HostCall",
+    "JaxInsideHostFunctionError",
+    "ReadOnlyArgumentError",
+    "Registration",
+    "ResultError",
+    "Schema",
+    "ffi_update_params",
+    "host_call",
+    "register",
+    "registered",
+    "unregister",
+]

@@ -9,6 +9,7 @@ primitive  result                    its transpose
 `read`     part                      adds the part's cotangent to the whole, as JAX does
 `write`    whole, holding the part   `pop`, from the whole's cotangent
 `pop`      part, and the whole       `write`, into the whole's cotangent
+`graft`    its first operand         none: its derivative is the second operand's
 `settle`   its first operand         the first operand's cotangent, and a `blank` for each other operand
 `blank`    a whole, contents unset   nothing: no later value depends on what it holds
 =========  ========================  ===============================================================
@@ -148,18 +149,26 @@ def _pop_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, si
     return pop(whole, start, axis=axis + 1, size=size), [0, 0]
 
 
+# --- graft -----------------------------------------------------------------------------------------------------------
+
+
+def _graft_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    return graft(*primals), tangents[1]
+
+
+def _graft_batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+    size = next(x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None)
+    return graft(*(batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True))), 0
+
+
 # --- settle and blank ------------------------------------------------------------------------------------------------
-
-
-def _settle_impl(value: Any, *_spent: Any) -> Any:
-    return value
 
 
 def _settle_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     result = settle(*primals)
-    if all(_is_zero(t) for t in tangents):
-        return result, ad.Zero.from_primal_value(result)
-    return result, settle(*(ad.instantiate_zeros(t) for t in tangents))
+    if _is_zero(tangents[0]):
+        return result, tangents[0]
+    return result, settle(tangents[0], *(t for t in tangents[1:] if not _is_zero(t)))
 
 
 def _settle_transpose(cotangent: Any, value: Any, *spent: Any) -> list[Any]:
@@ -205,8 +214,12 @@ def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any) -> tupl
 _read_p = _define("bmap_read", _read_impl, _read_abstract)
 _write_p = _define("bmap_write", _write_impl, _write_abstract)
 _pop_p = _define("bmap_pop", _pop_impl, _pop_abstract, multiple=True)
-_settle_p = _define("bmap_settle", _settle_impl, lambda value, *_spent: value)
+_graft_p = _define("bmap_graft", lambda value, _carrier: value, lambda value, _carrier: value)
+_settle_p = _define("bmap_settle", lambda value, *_spent: value, lambda value, *_spent: value)
 _blank_p = _define("bmap_blank", _blank_impl, lambda _after, *, aval: aval)
+
+ad.primitive_jvps[_graft_p] = _graft_jvp
+batching.primitive_batchers[_graft_p] = _graft_batch
 
 for _primitive, _jvp, _transpose, _batch in (
     (_read_p, _read_jvp, _read_transpose, _read_batch),
@@ -233,6 +246,11 @@ def write(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
 def pop(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
     """A part of an array that is taken out only once, and the array to take the other parts from."""
     return _pop_p.bind(whole, start, axis=axis, size=size)
+
+
+def graft(value: Any, carrier: Any) -> Any:
+    """The value, with the carrier's derivative. They are equal, but come from different places."""
+    return _graft_p.bind(value, carrier)
 
 
 def settle(value: Any, *spent: Any) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchrules._bmap_axes import positive_axis
-from batchrules._bmap_loop import ChunkPlan, Loop, Part, Result, Values, run_loop
+from batchrules._bmap_loop import ChunkPlan, Loop, Result, Values
 from batchrules._bmap_reduce import Reduction
 from batchrules._bmap_trace import Element, Shared
 
@@ -64,12 +64,12 @@ class Program:
     on_chunk: Callable[[], None] | None = None
     axis_name: Any = None
 
-    def run(self, mapped: Sequence[Any], run: Callable[..., tuple[Values, Values]] = run_loop) -> Any:
+    def run(self, mapped: Sequence[Any]) -> Any:
         """The function's output for the whole axis."""
         consts, known = self.element.share()
         consts = [*consts, *(known[self.element.outputs[i].index] for i in self._reduced_known)]
         wholes = [self.layout.divide(x, axis) for x, axis in zip(mapped, self.in_axes, strict=True)]
-        state, results = run(self._loop(), consts, self._start(), wholes)
+        state, results = self._loop().run(consts, self._start(), wholes)
         return jax.tree.unflatten(self.element.treedef, self._finish(known, list(state), results))
 
     # The outputs by what becomes of them, each as a list of numbers among the function's outputs.
@@ -100,17 +100,11 @@ class Program:
     # The loop.
 
     def _loop(self) -> Loop:
-        num_consts = self.element.num_consts + len(self._reduced_known)
-        state_depends = self._state_depends(num_consts)
-        num_state = len(state_depends)
         return Loop(
             step=self._step,
             plan=self.plan,
-            num_consts=num_consts,
-            num_state=num_state,
-            parts=tuple(Part(self.layout.loop_axis(axis)) for axis in self.in_axes),
+            in_axes=tuple(self.layout.loop_axis(axis) for axis in self.in_axes),
             results=tuple(self._result(i) for i in self._stacked),
-            depends=(*state_depends, *(self._depends(i, num_consts, num_state) for i in self._stacked)),
             checkpoint=self.checkpoint,
             on_chunk=self.on_chunk,
         )
@@ -132,24 +126,6 @@ class Program:
         if self.element.out_axes[i] is None:
             return jnp.broadcast_to(y, (self.layout.size, *y.shape))
         return jnp.moveaxis(y, self._axis(i), 0)
-
-    def _state_depends(self, num_consts: int) -> list[frozenset[int]]:
-        num_state = len(self._last) + sum(r.num_state for r in self.reductions)
-        depends = [self._depends(i, num_consts, num_state) for i in self._last]
-        for reduction in self.reductions:
-            own = range(num_consts + len(depends), num_consts + len(depends) + reduction.num_state)
-            outputs = [self._depends(i, num_consts, num_state) for i in reduction.indices]
-            depends += [frozenset(own).union(*outputs)] * reduction.num_state
-        return depends
-
-    def _depends(self, i: int, num_consts: int, num_state: int) -> frozenset[int]:
-        """Which of the step's inputs the function's output depends on."""
-        output = self.element.outputs[i]
-        if isinstance(output, Shared):
-            return frozenset([self.element.num_consts + self._reduced_known.index(i)])
-        first_leaf = self.element.num_consts
-        shift = num_consts + num_state - first_leaf
-        return frozenset(k if k < first_leaf else k + shift for k in self.element.depends[output])
 
     # One chunk.
 

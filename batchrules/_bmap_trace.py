@@ -32,7 +32,6 @@ class Element:
     out_axes: tuple[Any, ...]
     results: tuple[Any, ...]
     treedef: Any
-    depends: tuple[frozenset[int], ...]
     effects: frozenset[Any]
 
     def share(self) -> tuple[list[Any], list[Any]]:
@@ -93,7 +92,6 @@ def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[A
         out_axes=tuple(out_axes),
         results=tuple(results),
         treedef=treedef,
-        depends=_dependences(body),
         effects=frozenset(effect for e in inside for effect in e.effects),
     )
 
@@ -117,12 +115,3 @@ def _reached_from(start: Sequence[Var], eqns: Sequence[JaxprEqn]) -> set[Var]:
 def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
     return list(dict.fromkeys(v for e in eqns for v in _variables(e.invars) if v not in known))
 
-
-def _dependences(jaxpr: Jaxpr) -> tuple[frozenset[int], ...]:
-    """For each output, the numbers of the inputs that it depends on."""
-    of = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
-    nothing: frozenset[int] = frozenset()
-    for eqn in jaxpr.eqns:
-        inputs = nothing.union(*(of[v] for v in _variables(eqn.invars)))
-        of.update(dict.fromkeys(eqn.outvars, inputs))
-    return tuple(of[v] for v in _variables(jaxpr.outvars))

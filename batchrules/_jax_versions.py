@@ -39,6 +39,12 @@ def result_type(like: Any, shape: tuple[int, ...], dtype: Any, spec: tuple[Any, 
     return like.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
 
 
+def with_lead(aval: Any, size: int) -> Any:
+    """The abstract array with a leading dimension more."""
+    spec = (None, *getattr(aval.sharding, "spec", (None,) * aval.ndim))
+    return result_type(aval, (size, *aval.shape), aval.dtype, spec)
+
+
 def is_export(ctx: mlir.LoweringRuleContext) -> bool:
     """Whether a program is being lowered for `jax.export`."""
     parameters = getattr(ctx.module_context, "lowering_parameters", None)
@@ -48,3 +54,12 @@ def is_export(ctx: mlir.LoweringRuleContext) -> bool:
 def canonical_dtype(dtype: Any) -> Any:
     """The dtype that JAX holds such data in: 32 bits where 64-bit types are off."""
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def hijax_primitive_class() -> Any:
+    """The base class of HiJAX primitives: `VJPHiPrimitive` up to jax 0.11, `HiPrim` after; None before there was one."""
+    try:
+        from jax.experimental import hijax  # noqa: PLC0415  # not there in jax 0.7
+    except ImportError:
+        return None
+    return getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive

@@ -1,0 +1,44 @@
+"""One mapped bind of a registered primitive: settle the method and execute the batch in JAX operations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchrules import _rules, _sharded
+from batchrules._batch import Axes, BatchAxis
+from batchrules._methods import Choice
+from batchrules._registration import Registration
+
+
+@dataclass(frozen=True)
+class MappedBind:
+    """One mapped bind.
+
+    Attributes:
+        registration: The rule.
+        axis_data: What JAX says of the mapped axis.
+        in_batched: For each operand, whether it is mapped.
+        params: The primitive's parameters.
+        apply: `apply(choice, arrays, size)` binds: one element for size None, else so many at once.
+    """
+
+    registration: Registration
+    axis_data: Any
+    in_batched: tuple[bool, ...]
+    params: dict[str, Any]
+    apply: Callable[[Choice, Sequence[Any], int | None], Sequence[Any]]
+
+    def run(self, arrays: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
+        """The outputs and their mapped axes; the arrays have their mapped axis in front."""
+        axis = BatchAxis(self.axis_data.size, self.in_batched, mesh_axis=self.axis_data.explicit_mesh_axis)
+        outputs = _sharded.run(self._run_local, (axis,), arrays)
+        return [output.array for output in outputs], [0 if output.batched else None for output in outputs]
+
+    def _run_local(self, axes: Axes, arrays: Sequence[Any]) -> list[_rules.Output]:
+        registration = self.registration
+        choice = registration.choose(axes, [tuple(array.shape) for array in arrays], self.params)
+        plan = _rules.Plan(choice, registration.batch_size, registration.where)
+        return _rules.run(functools.partial(self.apply, choice), axes, arrays, plan)

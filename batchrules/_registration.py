@@ -1,0 +1,105 @@
+"""What `register` was told: a `Registration`, and the `BatchInfo` that its `update_params` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from batchrules import _batch
+from batchrules._batch import Axes, BatchAxis
+from batchrules._methods import Choice, Lead, MethodRequest, resolve_method
+from batchrules._schema import Schema
+
+Method = str | Callable[[dict[str, Any]], str]
+NOTHING: Any = object()
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """What one vectorised bind of a primitive is given; for `update_params`.
+
+    Attributes:
+        axis_size: The size of the mapped axis.
+        axis_name: Its name, if it has one.
+        in_batched: For each operand, whether it is mapped.
+        method: The method of this bind, never `"auto"`.
+        batch_size: The number of elements that this bind is given: what its mapped operands lead with.
+        in_led: For each operand, whether it has a leading dimension more than in the unbatched bind.
+    """
+
+    axis_size: int
+    axis_name: Any
+    in_batched: tuple[bool, ...]
+    method: str
+    batch_size: int
+    in_led: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The batching rule of a primitive, as it was registered.
+
+    Attributes:
+        primitive: The primitive, or the HiJAX primitive class.
+        method: A method's name, or a function from the primitive's parameters to one.
+        batch_size: The most elements that a vectorised bind is given, or None.
+        schema: What the primitive takes, or None.
+        update_params: The function that adapts the parameters of vectorised binds, or None.
+        call: For a HiJAX class, the operation on arrays of any leading shape; else None.
+        before: The rule that stood there before the first registration, or `NOTHING`.
+    """
+
+    primitive: Any
+    method: Method
+    batch_size: int | None = None
+    schema: Schema | None = None
+    update_params: Callable[[dict[str, Any], BatchInfo], dict[str, Any]] | None = None
+    call: Callable[..., Any] | None = None
+    before: Any = field(default=NOTHING, repr=False, compare=False)
+
+    @property
+    def where(self) -> str:
+        """What messages call the primitive."""
+        name = getattr(self.primitive, "name", None) or getattr(self.primitive, "__name__", str(self.primitive))
+        return f"primitive {name!r}"
+
+    def method_for(self, *operands: Any, in_axes: Sequence[int | None], **params: Any) -> Choice:
+        """Tell which method a batch of these operands would use, and why. Nothing is bound.
+
+        Args:
+            *operands: Batched operands: arrays, or anything with `.shape`.
+            in_axes: For each operand, its mapped axis or None.
+            **params: The primitive's parameters, where the method is a function of them.
+
+        Returns:
+            A `Choice` with the name of the method and the reason in words.
+        """
+        in_batched = tuple(axis is not None for axis in in_axes)
+        shapes = [
+            _mapped_in_front(tuple(operand.shape), axis) for operand, axis in zip(operands, in_axes, strict=True)
+        ]
+        size = next(shape[0] for shape, batched in zip(shapes, in_batched, strict=True) if batched)
+        return self.choose((BatchAxis(size, in_batched),), shapes, params)
+
+    def choose(self, axes: Axes, shapes: Sequence[tuple[int, ...]], params: dict[str, Any]) -> Choice:
+        """The method for a batch, whose operands have their mapped axis in front."""
+        request = MethodRequest(resolve_method(self.method, params, self.where), self.schema, where=self.where)
+        paths = [f"args.{i}" for i in range(len(shapes))]
+        choice = _batch.choose_for(request, axes, paths, shapes)
+        return replace(choice, leads=_with_aliases(choice.leads, params))
+
+
+def _mapped_in_front(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    if axis is None:
+        return shape
+    axis %= len(shape)
+    return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+
+def _with_aliases(leads: tuple[Lead, ...], params: dict[str, Any]) -> tuple[Lead, ...]:
+    """An operand that shares its memory with an output must have the output's size."""
+    aliases = params.get("input_output_aliases") or ()
+    pairs = aliases.items() if hasattr(aliases, "items") else aliases
+    aliased = {pair[0] for pair in pairs}
+    return tuple(Lead.BATCH if i in aliased else lead for i, lead in enumerate(leads))

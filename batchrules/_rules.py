@@ -1,0 +1,204 @@
+"""Execute a batch of any opaque call in JAX operations: loops, broadcasts and reshapes around the call.
+
+The other executor of the same vocabulary is `_host_runner`, in NumPy. One property test runs both on every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from batchrules import _batch
+from batchrules._batch import Axes
+from batchrules._errors import BatchContractError
+from batchrules._methods import Choice, Lead
+
+# A call with the arrays of one element (None) or with arrays that lead as the method says, for so many elements.
+Call = Callable[[Sequence[Any], int | None], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is executed.
+
+    Attributes:
+        choice: The method, and what each argument leads with.
+        batch_size: The most elements that a vectorised call is given, or None.
+        where: The function or primitive, for messages.
+    """
+
+    choice: Choice
+    batch_size: int | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: with all axes in front, or, where it depends on no mapped argument, as it is."""
+
+    array: Any
+    batched: bool
+
+
+def run(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> list[Output]:
+    """Execute a batch. The arrays come with their mapped axes in front, unmapped ones without."""
+    if not axes:
+        return [Output(array, batched=False) for array in call(arrays, None)]
+    if _batch.count(axes) == 0:
+        return _empty(call, axes, arrays)
+    if plan.choice.vectorised:
+        return _vectorised(call, axes, arrays, plan)
+    unroll = plan.choice.method == "sequential_unrolled"
+    return [Output(array, batched=True) for array in _loop(call, axes, arrays, unroll=unroll)]
+
+
+def to_front(array: Any, dim: int | None) -> Any:
+    """The array with its mapped axis in front; an unmapped array as it is."""
+    if dim is None or dim == 0:
+        return array
+    return lax.transpose(array, (dim, *(i for i in range(array.ndim) if i != dim)))
+
+
+def _empty(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Output]:
+    """No elements: no call, only the shapes of its outputs."""
+    promised = _element_types(call, axes, arrays)
+    return [Output(jnp.zeros((*_batch.sizes(axes), *p.shape), p.dtype), batched=True) for p in promised]
+
+
+def _element_types(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Any]:
+    """The shape and dtype of each output of one element."""
+    shapes = [_batch.element_shape(axes, i, array.shape) for i, array in enumerate(arrays)]
+    elements = [jax.ShapeDtypeStruct(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
+    return jax.eval_shape(lambda *leaves: list(call(leaves, None)), *elements)
+
+
+def _loop(call: Call, axes: Axes, arrays: Sequence[Any], *, unroll: bool) -> Sequence[Any]:
+    """One loop for each axis, the outermost first."""
+    if not axes:
+        return call(arrays, None)
+    axis, inner = axes[0], axes[1:]
+    mapped = [array for array, batched in zip(arrays, axis.in_batched, strict=True) if batched]
+
+    def body(carry: tuple[()], rows: Sequence[Any]) -> tuple[tuple[()], list[Any]]:
+        return carry, list(_loop(call, inner, _merge(arrays, axis.in_batched, rows), unroll=unroll))
+
+    return lax.scan(body, (), mapped, unroll=unroll)[1]
+
+
+def _merge(arrays: Sequence[Any], replaced: Sequence[bool], replacements: Iterable[Any]) -> list[Any]:
+    source = iter(replacements)
+    return [next(source) if replace else array for array, replace in zip(arrays, replaced, strict=True)]
+
+
+def _vectorised(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> list[Output]:
+    size = _batch.count(axes)
+    mapped = _batch.mapped(axes, len(arrays))
+    flat = [_flat(array, axes, i) if mapped[i] else array for i, array in enumerate(arrays)]
+    promised = [tuple(element.shape) for element in _element_types(call, axes, arrays)]
+    batch = _FlatBatch(call, flat, mapped, plan, promised)
+    chunk = plan.batch_size or size
+    outputs = batch.run(range(size)) if chunk >= size else batch.run_chunks(size, chunk)
+    return [_shaped(output, axes) for output in outputs]
+
+
+def _flat(array: Any, axes: Axes, argument: int) -> Any:
+    """A mapped argument with one leading dimension, the whole batch."""
+    if len(axes) == 1:
+        return array
+    element = _batch.element_shape(axes, argument, array.shape)
+    aligned = lax.reshape(array, _batch.aligned_shape(axes, argument, array.shape))
+    full = jnp.broadcast_to(aligned, (*_batch.sizes(axes), *element))
+    return lax.reshape(full, (_batch.count(axes), *element))
+
+
+def _shaped(output: Output, axes: Axes) -> Output:
+    """A flat output with its axes; one that leads with 1 without them."""
+    if not output.batched:
+        return Output(lax.squeeze(output.array, (0,)), batched=False)
+    if len(axes) == 1:
+        return output
+    return Output(lax.reshape(output.array, (*_batch.sizes(axes), *output.array.shape[1:])), batched=True)
+
+
+@dataclass(frozen=True)
+class _FlatBatch:
+    """A batch with one leading dimension: mapped arrays lead with it, the others are still single."""
+
+    call: Call
+    arrays: Sequence[Any]
+    mapped: Sequence[bool]
+    plan: Plan
+    promised: Sequence[tuple[int, ...]]
+
+    def run(self, elements: range) -> list[Output]:
+        """One call for these elements."""
+        size = len(elements)
+        rows = [x if len(x) == size else x[elements.start : elements.stop] for x in self._mapped()]
+        return self._outputs(self._call(rows, size), size, alone=size == 1)
+
+    def run_chunks(self, size: int, chunk: int) -> list[Output]:
+        """As many calls as the chunk size asks for; a shorter last one for what remains."""
+        full = size // chunk
+        stacked = [lax.reshape(x[: full * chunk], (full, chunk, *x.shape[1:])) for x in self._mapped()]
+        arrays = lax.scan(lambda carry, rows: (carry, self._call(rows, chunk)), (), stacked)[1]
+        batched = [array.shape[1] == chunk for array in arrays]
+        head = [
+            lax.reshape(x, (full * chunk, *x.shape[2:])) if is_batched else x[0]
+            for x, is_batched in zip(arrays, batched, strict=True)
+        ]
+        if full * chunk == size:
+            return [Output(array, batched=is_batched) for array, is_batched in zip(head, batched, strict=True)]
+        tail = self.run(range(full * chunk, size))
+        return [_joined(array, end, is_batched=is_batched) for array, end, is_batched in zip(head, tail, batched, strict=True)]
+
+    def _mapped(self) -> list[Any]:
+        return [array for array, is_mapped in zip(self.arrays, self.mapped, strict=True) if is_mapped]
+
+    def _call(self, rows: Sequence[Any], size: int) -> list[Any]:
+        given = _merge(self.arrays, self.mapped, rows)
+        leads = self.plan.choice.leads
+        led = [
+            x if is_mapped else _led(x, lead, size)
+            for x, is_mapped, lead in zip(given, self.mapped, leads, strict=True)
+        ]
+        outputs = list(self.call(led, size))
+        for position, output in enumerate(outputs):
+            self._check(position, output, size, led)
+        return outputs
+
+    def _outputs(self, arrays: Sequence[Any], size: int, *, alone: bool) -> list[Output]:
+        # A batch of one cannot show whether an output depends on it. Unmapped is the answer that serves every
+        # out_axes, and the one that larger batches give.
+        unmapped = self.plan.choice.method == "expand_dims"
+        return [Output(array, batched=not (unmapped and (alone or array.shape[0] != size))) for array in arrays]
+
+    def _check(self, position: int, output: Any, size: int, given: Sequence[Any]) -> None:
+        leads = (size, 1) if self.plan.choice.method == "expand_dims" else (size,)
+        element = self.promised[position]
+        if output.ndim and output.shape[0] in leads and output.shape[1:] == element:
+            return
+        shapes = ", ".join(str(tuple(array.shape)) for array in given)
+        expected = " or ".join(str((lead, *element)) for lead in dict.fromkeys(leads))
+        raise BatchContractError(
+            f"{self.plan.where} was given a batch of {size} elements at once (method {self.plan.choice.method!r}), with "
+            f"operands of shape {shapes}, and output {position} has shape {tuple(output.shape)}: expected {expected}. "
+            "Make it handle a leading dimension (for a primitive whose parameters hold shapes, with update_params), or "
+            "use method='sequential'."
+        )
+
+
+def _led(array: Any, lead: Lead, size: int) -> Any:
+    if lead is Lead.NOTHING:
+        return array
+    return lax.broadcast(array, (size if lead is Lead.BATCH else 1,))
+
+
+def _joined(head: Any, tail: Output, *, is_batched: bool) -> Output:
+    if not is_batched:
+        return Output(head, batched=False)
+    return Output(lax.concatenate([head, tail.array], 0), batched=True)
