@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from batchrules._device_call import DeviceCall, device_call
 from batchrules._errors import (
     BatchContractError,
     DerivativeError,
@@ -25,6 +26,7 @@ __all__ = [
     "BatchInfo",
     "Choice",
     "DerivativeError",
+    "DeviceCall",
     "ExportError",
     "HostCall",
     "JaxInsideHostFunctionError",
@@ -32,6 +34,7 @@ __all__ = [
     "Registration",
     "ResultError",
     "Schema",
+    "device_call",
     "ffi_update_params",
     "host_call",
     "register",

@@ -6,12 +6,21 @@ is arithmetic on shapes; `_host_runner` executes a batch with NumPy and `_rules`
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from batchrules._methods import Argument, Choice, MethodRequest, choose
+
+
+class OutAxis(enum.Enum):
+    """What becomes of a mapped axis in an output."""
+
+    KEPT = "the output has the axis"
+    ABSENT = "the output does not depend on the axis, and does not have it"
+    SUMMED = "the output is summed over the axis"
 
 
 @dataclass(frozen=True)
@@ -21,18 +30,18 @@ class BatchAxis:
     Attributes:
         size: Its size.
         in_batched: For each argument, whether it is mapped along this axis.
-        out_batched: For each output, whether it depends on this axis; None means that all do.
+        outputs: For each output, what becomes of this axis; None means that all have it.
         mesh_axis: The Explicit mesh axis (or a tuple of them) that shards it, or None.
     """
 
     size: int
     in_batched: tuple[bool, ...]
-    out_batched: tuple[bool, ...] | None = None
+    outputs: tuple[OutAxis, ...] | None = None
     mesh_axis: Any = None
 
-    def gives(self, output: int) -> bool:
-        """Whether an output has this axis."""
-        return self.out_batched is None or self.out_batched[output]
+    def output(self, output: int) -> OutAxis:
+        """What becomes of this axis in an output."""
+        return OutAxis.KEPT if self.outputs is None else self.outputs[output]
 
 
 Axes = tuple[BatchAxis, ...]
@@ -60,7 +69,7 @@ def argument_axes(axes: Axes, argument: int) -> Axes:
 
 def output_axes(axes: Axes, output: int) -> Axes:
     """The axes that an output has."""
-    return tuple(axis for axis in axes if axis.gives(output))
+    return tuple(axis for axis in axes if axis.output(output) is OutAxis.KEPT)
 
 
 def element_shape(axes: Axes, argument: int, shape: Sequence[int]) -> tuple[int, ...]:
@@ -91,10 +100,11 @@ def choose_for(
 ) -> Choice:
     """The method for a recorded batch; `shapes` are the arguments' shapes with their axes."""
     is_mapped = mapped(axes, len(shapes))
+    first_follower = len(shapes) - request.followers
     return choose(
         request,
         [
-            Argument(path, element_shape(axes, i, shape), is_mapped[i])
+            Argument(path, element_shape(axes, i, shape), is_mapped[i], follows=i >= first_follower)
             for i, (path, shape) in enumerate(zip(paths, shapes, strict=True))
         ],
     )

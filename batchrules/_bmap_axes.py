@@ -43,15 +43,23 @@ class Arguments:
         return [axis for axis in self.axes if axis is not None]
 
     @property
+    def mapped_pairs(self) -> list[tuple[Any, int]]:
+        return list(zip(self.mapped, self.mapped_axes, strict=True))
+
+    @property
     def unmapped(self) -> list[Any]:
         return [x for x, axis in zip(self.leaves, self.axes, strict=True) if axis is None]
 
-    def call(self, fun: Any, mapped: Sequence[Any], unmapped: Sequence[Any] | None = None) -> Any:
-        """The function, called with these values for the mapped (and perhaps for the other) leaves."""
-        values, others = iter(mapped), iter(self.unmapped if unmapped is None else unmapped)
-        leaves = [next(others if axis is None else values) for axis in self.axes]
-        args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+    def call(self, fun: Any, mapped: Sequence[Any]) -> Any:
+        """The function, called with these values for the mapped leaves."""
+        args, kwargs = jax.tree.unflatten(self.treedef, self.replace(mapped, self.unmapped).leaves)
         return fun(*args, **kwargs)
+
+    def replace(self, mapped: Sequence[Any], unmapped: Sequence[Any]) -> Arguments:
+        """The same arguments with other values for their leaves."""
+        values, others = iter(mapped), iter(unmapped)
+        leaves = tuple(next(others if axis is None else values) for axis in self.axes)
+        return Arguments(leaves, self.axes, self.treedef)
 
     def size(self, axis_size: int | None) -> int | None:
         """The mapped axis's length, or None where `jax.vmap` would find fault with it."""
@@ -85,7 +93,3 @@ def _positive(x: Any, axis: Any) -> Any:
         return False
     return axis % x.ndim if -x.ndim <= axis < x.ndim else False
 
-
-def positive_axis(axis: int, ndim: int) -> int:
-    """An axis of a result, counted from the front; the result has `ndim` axes."""
-    return axis % ndim

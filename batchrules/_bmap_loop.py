@@ -44,6 +44,11 @@ class ChunkPlan:
         return self.first + self.size * np.arange(self.count, dtype=index_type)
 
 
+def plan_one_chunk(axis_size: int) -> ChunkPlan:
+    """All elements at once."""
+    return ChunkPlan(axis_size, 0, 0)
+
+
 def plan_chunks(axis_size: int, batch_size: int) -> ChunkPlan:
     """Equal chunks where few enough of them make up the axis, else full chunks after a smaller one.
 
@@ -72,6 +77,7 @@ class Loop:
     plan: ChunkPlan
     in_axes: tuple[int, ...]
     results: tuple[Result, ...]
+    in_blocks: bool
     checkpoint: bool
     on_chunk: Callable[[], None] | None
 
@@ -85,7 +91,7 @@ class Loop:
             carry = advance(self.plan.first, carry, np.int32(0))
         if self.plan.count:
             carry, _ = lax.scan(lambda c, start: (advance(self.plan.size, c, start), None), carry, self.plan.starts())
-        return _settled(*carry)
+        return self._settled(*carry)
 
     def _advance(self, consts: Values, fixed: Values, size: int, carry: Any, start: Any) -> Any:
         state, results, carriers = carry
@@ -114,16 +120,21 @@ class Loop:
         state, results = self.step(size, consts, state, parts)
         return list(state), list(results)
 
+    def _settled(self, state: Values, results: Values, carriers: Values) -> tuple[Values, Values]:
+        """The outputs, the first differentiable one of which says when the carriers' cotangents can be allocated."""
+        outputs = [*state, *results]
+        # Where an axis was divided into blocks, they are the axis before the one that the loop slices.
+        axes = [*[None] * len(state), *(r.axis - 1 if self.in_blocks else None for r in self.results)]
+        spent = [(x, axis - 1 if self.in_blocks else None) for x, axis in zip(carriers, self.in_axes, strict=True)]
+        spent = [pair for pair in spent if pair[0] is not None]
+        anchor = next((i for i, x in enumerate(outputs) if _is_differentiable(x)), None)
+        if anchor is not None and spent:
+            blocks = (axes[anchor], *(axis for _, axis in spent))
+            outputs[anchor] = settle(outputs[anchor], *(x for x, _ in spent), blocks=blocks)
+        return outputs[: len(state)], outputs[len(state) :]
+
 
 def _is_differentiable(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
-def _settled(state: Values, results: Values, carriers: Values) -> tuple[Values, Values]:
-    """State and results, the first differentiable one of which says when the carriers' cotangents can be allocated."""
-    outputs = [*state, *results]
-    spent = [x for x in carriers if x is not None]
-    anchor = next((i for i, x in enumerate(outputs) if _is_differentiable(x)), None)
-    if anchor is not None and spent:
-        outputs[anchor] = settle(outputs[anchor], *spent)
-    return outputs[: len(state)], outputs[len(state) :]

@@ -23,9 +23,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
+
+from batchrules._jax_versions import cast_varying, varying_axes
+
+Blocks = tuple[int | None, ...]
 
 
 def _resized(aval: Any, axis: int, size: int) -> Any:
@@ -39,6 +44,10 @@ def _define(name: str, impl: Callable[..., Any], abstract: Callable[..., Any], *
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=multiple))
     return primitive
+
+
+def _first(value: Any, *_others: Any, **_params: Any) -> Any:
+    return value
 
 
 def _is_zero(value: Any) -> bool:
@@ -164,59 +173,91 @@ def _graft_batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, 
 # --- settle and blank ------------------------------------------------------------------------------------------------
 
 
-def _settle_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    result = settle(*primals)
+def _settle_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, blocks: Blocks) -> tuple[Any, Any]:
+    result = settle(*primals, blocks=blocks)
     if _is_zero(tangents[0]):
         return result, tangents[0]
-    return result, settle(tangents[0], *(t for t in tangents[1:] if not _is_zero(t)))
+    moving = [not _is_zero(t) for t in tangents]
+    blocks = tuple(axis for axis, moves in zip(blocks, moving, strict=True) if moves)
+    return result, settle(*(t for t, moves in zip(tangents, moving, strict=True) if moves), blocks=blocks)
 
 
-def _settle_transpose(cotangent: Any, value: Any, *spent: Any) -> list[Any]:
+def _settle_transpose(cotangent: Any, value: Any, *spent: Any, blocks: Blocks) -> list[Any]:
     if _is_zero(cotangent):
         return [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in (value, *spent)]
-    blanks = [blank(cotangent, x.aval) if ad.is_undefined_primal(x) else None for x in spent]
+    blanks = [
+        blank(cotangent, x.aval, blocks=(blocks[0], axis)) if ad.is_undefined_primal(x) else None
+        for x, axis in zip(spent, blocks[1:], strict=True)
+    ]
     return [cotangent if ad.is_undefined_primal(value) else None, *blanks]
 
 
-def _settle_batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, int]:
+def _settle_batch(args: Sequence[Any], dims: Sequence[int | None], *, blocks: Blocks) -> tuple[Any, int]:
     size = next(x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None)
-    return settle(*(batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True))), 0
+    fronted = (batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True))
+    return settle(*fronted, blocks=_shifted(blocks)), 0
 
 
-def _blank_impl(after: Any, *, aval: Any) -> Any:
-    # The contents come from `after`, because XLA moves a constant to the start of the program and keeps it from there on.
+def _shifted(blocks: Blocks) -> Blocks:
+    return tuple(None if axis is None else axis + 1 for axis in blocks)
+
+
+def _blank_impl(after: Any, *, aval: Any, blocks: Blocks) -> Any:
+    """An array with contents from `after`: XLA moves a constant to the program's start, and holds it from there on."""
     if after.size == 0 or any(axis is not None for axis in jax.typeof(after).sharding.spec):
         return lax.full(aval.shape, 0, aval.dtype)
-    corner = lax.reshape(lax.slice(after, (0,) * after.ndim, (1,) * after.ndim), ())
-    if jnp.iscomplexobj(corner) and not jnp.issubdtype(aval.dtype, jnp.complexfloating):
-        corner = lax.real(corner)
-    return lax.broadcast_in_dim(lax.convert_element_type(corner, aval.dtype), aval.shape, ())
+    kept, into = blocks if None not in blocks else (None, None)
+    corner = _as_dtype(_corner(after, kept), aval.dtype)
+    return lax.broadcast_in_dim(corner, aval.shape, () if into is None else (into,))
 
 
-def _blank_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, aval: Any) -> tuple[Any, Any]:
+def _corner(x: Any, kept: int | None) -> Any:
+    """An element of `x`, or a row along the axis `kept`, which devices may hold a part of each.
+
+    It is found by a loop, because XLA does not fuse one with what computes `x`, and so does not compute `x` twice.
+    """
+    sizes = [size if axis == kept else 1 for axis, size in enumerate(x.shape)]
+    shape = () if kept is None else (x.shape[kept],)
+    moving = next((axis for axis in range(x.ndim) if axis != kept), None)
+
+    def look(i: Any, _found: Any) -> Any:
+        starts = [i if axis == moving else lax.full_like(i, 0) for axis in range(x.ndim)]
+        return lax.reshape(lax.dynamic_slice(x, starts, sizes), shape)
+
+    nothing = cast_varying(lax.full(shape, 0, x.dtype), varying_axes(jax.typeof(x)))
+    return lax.fori_loop(np.int32(0), np.int32(2), look, nothing)
+
+
+def _as_dtype(x: Any, dtype: Any) -> Any:
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        x = lax.real(x)
+    return lax.convert_element_type(x, dtype)
+
+
+def _blank_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, aval: Any, blocks: Blocks) -> tuple[Any, Any]:
     (after,), (tangent,) = primals, tangents
-    result = blank(after, aval)
-    return result, ad.Zero.from_primal_value(result) if _is_zero(tangent) else blank(tangent, aval)
+    result = blank(after, aval, blocks=blocks)
+    return result, ad.Zero.from_primal_value(result) if _is_zero(tangent) else blank(tangent, aval, blocks=blocks)
 
 
-def _blank_transpose(_cotangent: Any, after: Any, *, aval: Any) -> list[Any]:
-    del aval
+def _blank_transpose(_cotangent: Any, after: Any, **_params: Any) -> list[Any]:
     return [ad.Zero(after.aval)]
 
 
-def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any) -> tuple[Any, int]:
+def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any, blocks: Blocks) -> tuple[Any, int]:
     (after,), (dim,) = args, dims
     after = batching.bdim_at_front(after, dim, after.shape[dim])
-    (batched,) = jax.make_jaxpr(jax.vmap(partial(_blank_impl, aval=aval)))(after).out_avals
-    return blank(after, batched), 0
+    plain = partial(_blank_impl, aval=aval, blocks=(None, None))
+    (batched,) = jax.make_jaxpr(jax.vmap(plain))(after).out_avals
+    return blank(after, batched, blocks=_shifted(blocks)), 0
 
 
 _read_p = _define("bmap_read", _read_impl, _read_abstract)
 _write_p = _define("bmap_write", _write_impl, _write_abstract)
 _pop_p = _define("bmap_pop", _pop_impl, _pop_abstract, multiple=True)
-_graft_p = _define("bmap_graft", lambda value, _carrier: value, lambda value, _carrier: value)
-_settle_p = _define("bmap_settle", lambda value, *_spent: value, lambda value, *_spent: value)
-_blank_p = _define("bmap_blank", _blank_impl, lambda _after, *, aval: aval)
+_graft_p = _define("bmap_graft", _first, _first)
+_settle_p = _define("bmap_settle", _first, _first)
+_blank_p = _define("bmap_blank", _blank_impl, lambda _after, *, aval, **_params: aval)
 
 ad.primitive_jvps[_graft_p] = _graft_jvp
 batching.primitive_batchers[_graft_p] = _graft_batch
@@ -253,11 +294,14 @@ def graft(value: Any, carrier: Any) -> Any:
     return _graft_p.bind(value, carrier)
 
 
-def settle(value: Any, *spent: Any) -> Any:
-    """The value. Its cotangent tells when the cotangents of the spent arrays may be allocated."""
-    return _settle_p.bind(value, *spent)
+def settle(value: Any, *spent: Any, blocks: Blocks) -> Any:
+    """The value. Its cotangent tells when the cotangents of the spent arrays may be allocated.
+
+    `blocks` has the axis of value and spent arrays that may lie on several devices, if there is one.
+    """
+    return _settle_p.bind(value, *spent, blocks=blocks)
 
 
-def blank(after: Any, aval: Any) -> Any:
+def blank(after: Any, aval: Any, *, blocks: Blocks) -> Any:
     """An array whose every element is written later, allocated no sooner than `after` is known."""
-    return _blank_p.bind(after, aval=aval)
+    return _blank_p.bind(after, aval=aval, blocks=blocks)

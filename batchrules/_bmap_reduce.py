@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchrules._bmap_axes import is_none
+from batchrules._jax_versions import cast_varying, varying_axes
 
 NAMES = ("sum", "mean", "max", "min")
 
@@ -41,6 +42,10 @@ class Reduction(Protocol):
         """The state after one more chunk."""
         ...
 
+    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
+        """One state of two, of elements that follow each other."""
+        ...
+
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         """The results, once all `size` elements were added."""
         ...
@@ -63,6 +68,9 @@ class Total:
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
         return [state[0] + jnp.sum(chunk[0].astype(state[0].dtype), axis=0)]
+
+    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
+        return [state[0] + later[0]]
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         total = state[0] / size if self.mean else state[0]
@@ -96,7 +104,10 @@ class Extremum:
         return [lax.full_like(types[0], _worst(types[0].dtype, largest=self.largest)), lax.full_like(types[1], 0)]
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
-        return list(_better(self.largest, *state, *self._of_chunk(chunk[0])))
+        return self.join(state, self._of_chunk(chunk[0]))
+
+    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
+        return list(_better(self.largest, *state, *later))
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         del stacked
@@ -170,11 +181,13 @@ class Fold:
                     f"{now.dtype}{list(now.shape)} and becomes {then.dtype}{list(then.shape)}. "
                     "Give `init` the shape and dtype of the function's result for one element."
                 )
-        # A state's type is that of a combined one: it varies over mesh axes, for example, where `init` does not.
-        return [lax.full_like(then, 0) + now for now, then in zip(init, combined, strict=True)]
+        return [cast_varying(now, varying_axes(then)) for now, then in zip(init, combined, strict=True)]
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
-        return self._combine(state, self._fold(list(chunk)))
+        return self.join(state, self._fold(list(chunk)))
+
+    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
+        return self._combine(state, later)
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         del stacked, size

@@ -34,10 +34,14 @@ class Element:
     treedef: Any
     effects: frozenset[Any]
 
-    def share(self) -> tuple[list[Any], list[Any]]:
+    def share(self, closed: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Run what does not depend on the mapped axis: the loop's constants, and the outputs that are known with it."""
-        values = jax.core.eval_jaxpr(self.shared, (), *self.closed)
+        values = jax.core.eval_jaxpr(self.shared, (), *closed)
         return values[: self.num_consts], values[self.num_consts :]
+
+    def has_collective_over(self, axis_name: Any) -> bool:
+        """Whether the function combines elements, or asks for their place, by the mapped axis's name."""
+        return axis_name is not None and any(getattr(effect, "name", None) == axis_name for effect in self.effects)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[A
         out_axes=tuple(out_axes),
         results=tuple(results),
         treedef=treedef,
-        effects=frozenset(effect for e in inside for effect in e.effects),
+        effects=frozenset(closed.effects),
     )
 
 

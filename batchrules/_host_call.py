@@ -12,11 +12,12 @@ import numpy as np
 
 from batchrules import _batch, _jax_versions, _operands, _placement, _trees
 from batchrules._host_context import FirstCall, inside_numpy_only
-from batchrules._host_function import HostFunction, Result
+from batchrules._host_function import HostFunction
 from batchrules._host_primitive import host_call_p
 from batchrules._host_runner import Runner
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
+from batchrules._recording import Result
 from batchrules._schema import Schema, as_schema, as_signature
 from batchrules._signature import Call, Parameters
 

@@ -12,16 +12,8 @@ from batchrules import _trees
 from batchrules._errors import BatchContractError, ReadOnlyArgumentError, ResultError
 from batchrules._host_context import FirstCall
 from batchrules._methods import MethodRequest
+from batchrules._recording import Result
 from batchrules._signature import CallStructure
-
-
-@dataclass(frozen=True)
-class Result:
-    """One output of one element, as it was promised."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)

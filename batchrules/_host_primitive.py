@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
-from batchrules import _host_lowering, _placement
-from batchrules._batch import Axes, BatchAxis
+from batchrules import _host_lowering, _recording
+from batchrules._batch import Axes
 from batchrules._errors import DerivativeError
 from batchrules._host_function import HostFunction
 from batchrules._host_runner import Runner
@@ -21,26 +21,16 @@ host_call_p = Primitive("batchrules_host_call")
 host_call_p.multiple_results = True
 
 
-@host_call_p.def_abstract_eval
-def _output_types(*avals: Any, site: HostFunction, axes: Axes) -> tuple[Any, ...]:
-    return tuple(
-        _placement.output_type(avals, axes, output, result.shape, result.dtype)
-        for output, result in enumerate(site.results)
-    )
+host_call_p.def_abstract_eval(_recording.output_types)
 
 
 def _record_axis(
     axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None], *, site: HostFunction, axes: Axes
-) -> tuple[Sequence[Any], Sequence[int | None]]:
+) -> tuple[Any, Any]:
     if all(dim is None for dim in dims):
-        outputs = host_call_p.bind(*operands, site=site, axes=axes)
-        return outputs, [None] * len(outputs)
-    in_front = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in zip(operands, dims, strict=True)]
-    axis = BatchAxis(
-        axis_data.size, tuple(dim is not None for dim in dims), mesh_axis=axis_data.explicit_mesh_axis
-    )
-    outputs = host_call_p.bind(*in_front, site=site, axes=(axis, *axes))
-    return outputs, [0] * len(outputs)
+        return _recording.bind_unmapped(host_call_p, operands, site=site, axes=axes)
+    mapped = _recording.mapped_operands(axis_data, operands, dims)
+    return _recording.bind_recorded(host_call_p, mapped, site=site, axes=axes)
 
 
 batching.fancy_primitive_batchers[host_call_p] = _record_axis

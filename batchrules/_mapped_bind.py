@@ -12,6 +12,8 @@ from batchrules._batch import Axes, BatchAxis
 from batchrules._methods import Choice
 from batchrules._registration import Registration
 
+_ELEMENT = Choice("sequential", "one element")
+
 
 @dataclass(frozen=True)
 class MappedBind:
@@ -34,8 +36,20 @@ class MappedBind:
     def run(self, arrays: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
         """The outputs and their mapped axes; the arrays have their mapped axis in front."""
         axis = BatchAxis(self.axis_data.size, self.in_batched, mesh_axis=self.axis_data.explicit_mesh_axis)
-        outputs = _sharded.run(self._run_local, (axis,), arrays)
+        if axis.mesh_axis is not None:
+            return self._run_per_shard(axis, arrays)
+        outputs = self._run_local((axis,), arrays)
         return [output.array for output in outputs], [0 if output.batched else None for output in outputs]
+
+    def _run_per_shard(self, axis: BatchAxis, arrays: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
+        # Inside, each output varies over the devices by its type; so one that depends on no mapped operand has to be
+        # repeated here, or its type would not allow it out.
+        def one_device(axes: Axes, shards: Sequence[Any]) -> list[Any]:
+            return [_rules.with_all_axes(output, axes) for output in self._run_local(axes, shards)]
+
+        types = _rules.element_types(functools.partial(self.apply, _ELEMENT), (axis,), arrays)
+        values = _sharded.per_shard(one_device, (axis,), arrays, len(types))
+        return values, [0] * len(values)
 
     def _run_local(self, axes: Axes, arrays: Sequence[Any]) -> list[_rules.Output]:
         registration = self.registration

@@ -26,11 +26,15 @@ class Lead(enum.Enum):
 
 @dataclass(frozen=True)
 class Argument:
-    """One array argument, as a choice of method sees it. `shape` is the shape of one element."""
+    """One array argument, as a choice of method sees it. `shape` is the shape of one element.
+
+    `follows` marks a tangent or a cotangent, whose lead follows from the others: no gate asks about it.
+    """
 
     path: str
     shape: tuple[int, ...]
     mapped: bool
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class MethodRequest:
         signature: A gufunc signature, or None.
         where: The function or primitive, for messages.
         tied: Groups of argument positions that must lead alike; where one of a group is mapped, all are.
+        batched: Argument positions that lead with the size of the batch even if they are unmapped.
+        followers: How many of the last arguments are tangents or cotangents.
     """
 
     method: str
@@ -70,6 +76,8 @@ class MethodRequest:
     signature: Signature | None = None
     where: str = "this call"
     tied: tuple[tuple[int, ...], ...] = ()
+    batched: frozenset[int] = frozenset()
+    followers: int = 0
 
 
 def check_method(method: Any, where: str, allowed: Sequence[str] = METHODS) -> str:
@@ -108,20 +116,23 @@ def check_batch_size(batch_size: Any, where: str) -> int | None:
 
 def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     """Settle the method for a batch, with the reason and what each argument leads with."""
-    mapped = _tied_mapped(request.tied, [argument.mapped for argument in arguments])
+    mapped = _as_if_mapped(request, [argument.mapped for argument in arguments])
     if request.method != "auto":
         return Choice(request.method, f"method={request.method!r} was asked for", _leads(request.method, mapped))
-    obstacle = _obstacle(request, arguments, mapped)
+    asked = [(argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True) if not argument.follows]
+    obstacle = _obstacle(request, [argument for argument, _ in asked], [is_mapped for _, is_mapped in asked])
     if obstacle is not None:
         return Choice("sequential", f"auto is sequential: {obstacle}")
     return Choice("expand_dims", f"auto is expand_dims: {_proof(request)}", _auto_leads(arguments, mapped))
 
 
-def _tied_mapped(tied: tuple[tuple[int, ...], ...], mapped: list[bool]) -> list[bool]:
-    joined = list(mapped)
-    for group in tied:
+def _as_if_mapped(request: MethodRequest, mapped: list[bool]) -> list[bool]:
+    """Which arguments lead with the batch whatever the method: the mapped ones, and those that must follow them."""
+    joined = [is_mapped or position in request.batched for position, is_mapped in enumerate(mapped)]
+    for group in request.tied:
+        together = any(joined[i] for i in group)
         for position in group:
-            joined[position] = any(mapped[i] for i in group)
+            joined[position] = together
     return joined
 
 

@@ -66,11 +66,11 @@ def to_front(array: Any, dim: int | None) -> Any:
 
 def _empty(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Output]:
     """No elements: no call, only the shapes of its outputs."""
-    promised = _element_types(call, axes, arrays)
+    promised = element_types(call, axes, arrays)
     return [Output(jnp.zeros((*_batch.sizes(axes), *p.shape), p.dtype), batched=True) for p in promised]
 
 
-def _element_types(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Any]:
+def element_types(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Any]:
     """The shape and dtype of each output of one element."""
     shapes = [_batch.element_shape(axes, i, array.shape) for i, array in enumerate(arrays)]
     elements = [jax.ShapeDtypeStruct(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
@@ -99,7 +99,7 @@ def _vectorised(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> li
     size = _batch.count(axes)
     mapped = _batch.mapped(axes, len(arrays))
     flat = [_flat(array, axes, i) if mapped[i] else array for i, array in enumerate(arrays)]
-    promised = [tuple(element.shape) for element in _element_types(call, axes, arrays)]
+    promised = [tuple(element.shape) for element in element_types(call, axes, arrays)]
     batch = _FlatBatch(call, flat, mapped, plan, promised)
     chunk = plan.batch_size or size
     outputs = batch.run(range(size)) if chunk >= size else batch.run_chunks(size, chunk)
@@ -190,6 +190,11 @@ class _FlatBatch:
             "Make it handle a leading dimension (for a primitive whose parameters hold shapes, with update_params), or "
             "use method='sequential'."
         )
+
+
+def with_all_axes(output: Output, axes: Axes) -> Any:
+    """The output with all axes, repeated if it depends on none of them."""
+    return output.array if output.batched else lax.broadcast(output.array, _batch.sizes(axes))
 
 
 def _led(array: Any, lead: Lead, size: int) -> Any:

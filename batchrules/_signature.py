@@ -36,6 +36,18 @@ class CallStructure:
         kwargs.update(self.static_keywords)
         return args, kwargs
 
+    @property
+    def has_keyword_arrays(self) -> bool:
+        """Whether any array is a keyword argument."""
+        return bool(_trees.unflatten(self.tree, range(self.tree.count))[1])
+
+    def mirror(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """The positional arguments with these leaves in place of the arrays, and None for static ones."""
+        args = list(_trees.unflatten(self.tree, leaves)[0])
+        for position, _ in self.static_positions:
+            args.insert(position, None)
+        return tuple(args)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -61,15 +73,19 @@ class Parameters:
 
     def __init__(self, function: Callable[..., Any], static_argnames: str | Sequence[str], where: str) -> None:
         self._where = where
-        self._names = _positional_names(function)
+        self._signature = _signature(function)
+        self._names = _positional_names(self._signature)
         self._static = frozenset(_checked_names(static_argnames, where))
-        known = _keyword_names(function)
+        known = _keyword_names(self._signature)
         unknown = sorted(self._static - known) if known is not None else []
         if unknown:
             raise ValueError(f"{where}: static_argnames names {unknown}, but the parameters are {sorted(known or ())}.")
 
     def divide(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
-        """Divide a call's arguments into arrays and static values."""
+        """Divide a call's arguments into arrays and static values; what can be positional becomes so."""
+        if kwargs and self._signature is not None:
+            bound = self._signature.bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
         if self._static:
             return self._divide_static(args, kwargs)
         return self._flatten(CallStructureParts(tuple(args), kwargs), self._argument_names(range(len(args))))
@@ -117,25 +133,24 @@ def _leaf_paths(parts: CallStructureParts, names: list[str]) -> list[str]:
     return [f"{name}.{path}" if path else name for name, value in named for path in _trees.paths(value)]
 
 
-def _positional_names(function: Callable[..., Any]) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = _parameters(function)
-    return [p.name for p in parameters or () if p.kind in kinds]
-
-
-def _keyword_names(function: Callable[..., Any]) -> set[str] | None:
-    parameters = _parameters(function)
-    if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return list(inspect.signature(function).parameters.values())
+        return inspect.signature(function)
     except (TypeError, ValueError):
         # Functions written in C often tell nothing of their parameters; they are called by position then.
         return None
+
+
+def _positional_names(signature: inspect.Signature | None) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in signature.parameters.values() if p.kind in kinds] if signature else []
+
+
+def _keyword_names(signature: inspect.Signature | None) -> set[str] | None:
+    """The names of all parameters; None if they are not known, or any keyword is taken."""
+    if signature is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        return None
+    return set(signature.parameters)
 
 
 def _checked_names(names: str | Sequence[str], where: str) -> tuple[str, ...]:

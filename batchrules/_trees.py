@@ -122,6 +122,33 @@ def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
                 yield (*prefix, step, *rest)
 
 
+def matched(tree: Any, like: Any) -> list[Any]:
+    """For each leaf of `like`, what stands in its place in `tree`; None in `tree` stands for a whole branch.
+
+    Raises:
+        ValueError: A branch of `tree` has other children than that of `like`.
+    """
+    expected = _children(like)
+    if expected is None:
+        return [tree]
+    if tree is None:
+        return [None] * len(flatten(like)[0])
+    got = _children(tree)
+    if got is None or len(got) != len(expected):
+        found = f"a {type(tree).__name__}" if got is None else f"{len(got)} children"
+        raise ValueError(f"expected {len(expected)} children, as in {like!r}; got {found}")
+    return [leaf for child, like_child in zip(got, expected, strict=True) for leaf in matched(child, like_child)]
+
+
+def _children(node: Any) -> list[Any] | None:
+    """The children of a container, None for a leaf; None itself is a container without children."""
+    if node is None:
+        return []
+    if optree.tree_is_leaf(node):
+        return _one_level(node)[0] if not _is_plain(node) and _is_jax_container(node) else None
+    return list(optree.tree_flatten_one_level(node)[0])
+
+
 def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -> None:
     """Raise for a leaf that is not an array, saying at which path it stands and what can be done."""
     for leaf, path in zip(leaves, leaf_paths, strict=True):

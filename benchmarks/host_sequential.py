@@ -1,4 +1,4 @@
-"""A vmapped sequential `host_call` per element, against `jax.pure_callback` and a bare loop over the same rows."""
+"""A vmapped sequential `host_call`, per element, against `jax.pure_callback` and a bare Python loop."""
 
 from __future__ import annotations
 

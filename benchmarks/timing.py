@@ -61,13 +61,14 @@ def median_seconds(
         rounds: How many samples of each.
         repeats: How many calls make one sample, for calls too short to time alone.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for candidate in candidates.values():
         _seconds(candidate, repeats=1)
     gc.collect()
     for turn in range(rounds):
         # Every other round backwards, so that none always runs after the same neighbour.
-        order = list(candidates) if turn % 2 == 0 else list(reversed(candidates))
+        order = names if turn % 2 == 0 else names[::-1]
         for name in order:
             samples[name].append(_seconds(candidates[name], repeats))
     return {name: statistics.median(taken) for name, taken in samples.items()}

@@ -34,7 +34,7 @@ def largest_difference(got: Any, reference: Any) -> float:
 
 
 def custom_calls(compiled: jax.stages.Compiled, target: str) -> int:
-    """How often a compiled program calls a kernel: its custom calls, times the trips of the loops around them."""
+    """How often a compiled program calls a kernel: its custom calls, times the trips of the loops around."""
     text = compiled.as_text() or ""
     starts = list(_COMPUTATION.finditer(text))
     ends = [start.start() for start in starts[1:]] + [len(text)]
@@ -55,5 +55,7 @@ def _called(text: str, bodies: dict[str, str], target: str) -> Iterator[tuple[st
         trips = _TRIPS.search(line)
         for name in _CALLED.findall(line):
             if " while(" in line and trips is None and _calls_within(name, bodies, target):
-                raise ValueError(f"A loop around {target} has no known trip count, so its calls cannot be counted.")
+                raise ValueError(
+                    f"A loop around {target} has no known trip count, so its calls cannot be counted."
+                )
             yield name, int(trips[1]) if trips else 1

@@ -34,7 +34,7 @@ METHODS = ("sequential", "expand_dims", "broadcast_all", "legacy_vectorized")
 
 
 def final_state(rates: Any, state: Any, t_end: Any) -> Array:
-    """The concentrations at `t_end`; leading dimensions are a batch, integrated as one block-structured system.
+    """The concentrations at `t_end`; a batch is integrated as one block-structured system.
 
     Args:
         rates: (..., 3), the rate constants k1, k2, k3.
@@ -103,13 +103,12 @@ class Counted:
 def lines() -> Iterator[Section | Row]:
     """One row for each method; the last two sweep a grid by two nested vmaps."""
     yield Section(
-        f"SciPy solve_ivp (BDF) on the Robertson reaction, {RATE_SETS} sets of rate constants x {STATES} initial "
-        "states: host_call\n  calls: counted in Python; JAX: pure_callback with the same method"
+        f"SciPy solve_ivp (BDF) on the Robertson reaction, {RATE_SETS} sets of rate constants x {STATES} "
+        "initial states: host_call\n  calls: counted in Python; JAX: pure_callback with the same method"
     )
     rates, states = _sweep()
     pairs = jnp.repeat(rates, STATES, axis=0), jnp.tile(states, (RATE_SETS, 1))
-    one_by_one = [final_state(*pair, T_END) for pair in zip(*(np.asarray(x) for x in pairs), strict=True)]
-    reference = np.stack(one_by_one)
+    reference = np.stack([final_state(k, y, T_END) for k, y in zip(*map(np.asarray, pairs), strict=True)])
     for method in METHODS:
         yield _row(method, method, _in_pairs, pairs, reference)
     yield _row("auto, by its signature", "auto", _in_pairs, pairs, reference)
@@ -146,7 +145,9 @@ def _row(
     result = jax.block_until_ready(ours(*args))
     jax.block_until_ready(jax_own(*args))
     calls, jax_calls = mine.calls, theirs.calls
-    ms, jax_ms = times_in_turns(lambda: ours(*args), lambda: jax_own(*args), rounds=3 if method == "sequential" else 15)
+    ms, jax_ms = times_in_turns(
+        lambda: ours(*args), lambda: jax_own(*args), rounds=3 if method == "sequential" else 15
+    )
     return Row(
         method=label,
         calls=calls,

@@ -1,0 +1,74 @@
+"""`batch_size="auto"`: the largest chunk whose compiled program fits the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# Each try compiles the program. The first two tell how memory grows with the chunk; after that, a guess is rarely far off.
+MAX_TRIES = 8
+
+
+def compiled_bytes(program: Callable[..., Any], *arguments: Any) -> int:
+    """What the program takes, compiled for such arguments: the arguments, the results and all between, on one device."""
+    analysis = jax.jit(program).lower(*arguments).compile().memory_analysis()
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    return int(total - analysis.alias_size_in_bytes)
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array, and where it lies, if that is known."""
+    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
+    kind = jax.typeof(x)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
+
+
+def available_bytes(max_bytes: int | None) -> int:
+    """The limit, by default what the device says that it has."""
+    if max_bytes is not None:
+        return max_bytes
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        raise ValueError(
+            f'bmap: batch_size="auto" needs max_bytes=..., because {jax.devices()[0]} does not tell how much memory it has.'
+        )
+    return int(stats["bytes_limit"])
+
+
+def largest_batch_size(bytes_for: Callable[[int], int], size: int, limit: int) -> int:
+    """The largest batch size, of 1 to `size`, for which `bytes_for` it is at most `limit`.
+
+    Memory is taken to grow about linearly. Each guess is compiled before it is believed.
+    """
+    if bytes_for(size) <= limit:
+        return size
+    fits, too_large = 0, size
+    tried = {size: bytes_for(size)}
+    guess = max(1, size // 64)
+    for _ in range(MAX_TRIES):
+        tried[guess] = bytes_for(guess)
+        fits, too_large = (guess, too_large) if tried[guess] <= limit else (fits, guess)
+        if too_large - fits <= max(1, fits // 32):
+            break
+        guess = _between(fits, too_large, _fitted(tried, limit))
+    if fits == 0:
+        raise ValueError(
+            f"bmap: no batch size fits max_bytes={limit}: with {min(tried)} element(s) at a time the compiled program takes "
+            f"{tried[min(tried)]} bytes, arguments and results included. Raise max_bytes, or reduce the outputs (reduce=...)."
+        )
+    return fits
+
+
+def _fitted(tried: dict[int, int], limit: int) -> int:
+    """Where a line through the two tries next to the limit meets it."""
+    below = [b for b in tried if tried[b] <= limit]
+    above = sorted(b for b in tried if tried[b] > limit)
+    first, second = (max(below), above[0]) if below else (above[0], above[1])
+    slope = (tried[second] - tried[first]) / (second - first)
+    return int(first + (limit - tried[first]) / slope) if slope > 0 else 0
+
+
+def _between(fits: int, too_large: int, guess: int) -> int:
+    return min(max(guess, fits + 1), too_large - 1)

@@ -1,0 +1,53 @@
+"""A bar over the chunks, for `bmap(progress=True)`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import threading
+from typing import Any
+
+import jax
+
+
+def check_progress(progress: bool | str) -> None:
+    """An error, now rather than at the first chunk, where `progress` is no answer or there is nothing to draw a bar with."""
+    if not isinstance(progress, bool | str):
+        raise TypeError(f"bmap: progress must be True, False or a description of the bar; got {progress!r}.")
+    if progress is not False and importlib.util.find_spec("tqdm") is None:
+        raise ImportError("bmap: progress needs the package tqdm; pip install 'batchrules[progress]' installs it.")
+
+
+class ProgressBar:
+    """A bar that each chunk moves on by one, whatever thread it reports from, and that is ready again when it is full."""
+
+    def __init__(self, total: int, description: str | None) -> None:
+        self._total = total
+        self._description = description
+        self._lock = threading.Lock()
+        self._bar: Any = None
+
+    def on_chunk(self) -> None:
+        """Let the program at hand report a chunk when it is run."""
+        jax.debug.callback(self.advance)
+
+    def advance(self) -> None:
+        """Move on by one chunk."""
+        with self._lock:
+            if self._bar is None:
+                self._bar = self._new_bar()
+            self._bar.update()
+            if self._bar.n >= self._total:
+                self._bar.close()
+                self._bar = None
+
+    def _new_bar(self) -> Any:
+        tqdm = importlib.import_module("tqdm.auto").tqdm
+        return tqdm(total=self._total, desc=self._description, unit="chunk")
+
+
+def make_bar(progress: bool | str, total: int) -> ProgressBar | None:  # noqa: FBT001
+    """The bar that was asked for, or None."""
+    if progress is False:
+        return None
+    return ProgressBar(total, progress if isinstance(progress, str) else None)

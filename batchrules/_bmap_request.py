@@ -1,0 +1,196 @@
+"""Everything that was said to `bmap`, checked, and one call carried out by it."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from batchrules._bmap_axes import Arguments, flatten_arguments
+from batchrules._bmap_loop import plan_chunks, plan_one_chunk
+from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, largest_batch_size
+from batchrules._bmap_program import Layout, Program
+from batchrules._bmap_progress import check_progress, make_bar
+from batchrules._bmap_reduce import check_reduce, reductions_of
+from batchrules._bmap_sharding import ShardedAxis, find_sharded_axis, num_blocks, run_sharded
+from batchrules._bmap_trace import Element, trace_element
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's arguments, the length of the mapped axis, and the Explicit mesh axes that it lies on, if any."""
+
+    arguments: Arguments
+    size: int
+    sharded: ShardedAxis | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was said to `bmap`. `chosen` remembers what `batch_size="auto"` led to, for arguments of each shape."""
+
+    fun: Callable[..., Any]
+    in_axes: Any
+    out_axes: Any
+    batch_size: int | str | None
+    axis_name: Any
+    axis_size: int | None
+    checkpoint: bool
+    reduce: Any
+    max_bytes: int | None
+    progress: bool | str
+    chosen: dict[Any, int] = field(default_factory=dict)
+
+    def vmap(self, fun: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
+        """`jax.vmap` of a function as it was asked for, but for the axes of the inputs."""
+        return jax.vmap(fun, in_axes, self.out_axes, axis_name=self.axis_name, axis_size=self.axis_size)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """`jax.vmap` of the function, called."""
+        return self.vmap(self.fun, self.in_axes)(*args, **kwargs)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The mapped function, called."""
+        call = self._read(args, kwargs)
+        if call is None:
+            return self.plain(*args, **kwargs)  # which says what is wrong with the arguments
+        if self._is_whole(call.size) and self.reduce is None and self.progress is False:
+            return self.plain(*args, **kwargs)
+        if call.sharded and not self._is_whole(call.size):
+            return self._run_sharded(call, call.sharded)
+        element = self._trace(call.arguments)
+        program = self._program(call, element, self._choose(call, element))
+        return program.run(element.closed, call.arguments.mapped)
+
+    def batch_size_for(self, *args: Any, **kwargs: Any) -> int:
+        """The most elements in a chunk, for such arguments."""
+        call = self._read(args, kwargs)
+        if call is None:
+            self.plain(*args, **kwargs)
+            raise ValueError("bmap: the mapped axis has no length.")
+        if self.batch_size != "auto":
+            return call.size if self.batch_size is None else min(int(self.batch_size), call.size)
+        if call.sharded:
+            return self._choose_sharded(call)
+        return self._choose(call, self._trace(call.arguments))
+
+    def _read(self, args: Any, kwargs: Any) -> Call | None:
+        arguments = flatten_arguments(self.in_axes, args, kwargs)
+        size = arguments.size(self.axis_size) if arguments else None
+        if arguments is None or size is None:
+            return None
+        return Call(arguments, size, find_sharded_axis(arguments))
+
+    def _is_whole(self, size: int) -> bool:
+        return self.batch_size is None or (self.batch_size != "auto" and int(self.batch_size) >= size)
+
+    def _trace(self, arguments: Arguments) -> Element:
+        return trace_element(self.fun, arguments, self.vmap, self.out_axes)
+
+    def _program(self, call: Call, element: Element, batch_size: int) -> Program:
+        reductions = tuple(reductions_of(self.reduce, element.treedef))
+        is_whole = batch_size >= call.size
+        blocks = 1 if is_whole else num_blocks(call.size, batch_size, reductions)
+        plan = plan_one_chunk(call.size) if is_whole else plan_chunks(call.size // blocks, batch_size // blocks)
+        if not is_whole:
+            self._check_collectives(element, batch_size, call.size)
+        bar = make_bar(self.progress, plan.num_chunks)
+        return Program(
+            element=element,
+            in_axes=tuple(call.arguments.mapped_axes),
+            reductions=reductions,
+            layout=Layout(call.size, blocks),
+            plan=plan,
+            checkpoint=self.checkpoint,
+            on_chunk=bar and bar.on_chunk,
+            axis_name=self.axis_name if is_whole else None,
+        )
+
+    def _check_collectives(self, element: Element, batch_size: int, size: int) -> None:
+        if element.has_collective_over(self.axis_name):
+            raise ValueError(
+                f"bmap: the function uses a collective over the axis {self.axis_name!r}, which needs all {size} elements at "
+                f"once, and a chunk has {batch_size}. Use batch_size=None (or jax.vmap), or move the collective out of the "
+                "function: reduce= computes sums, means, maxima and minima over all chunks."
+            )
+
+    # The largest batch size that fits.
+
+    def _choose(self, call: Call, element: Element) -> int:
+        if self.batch_size != "auto":
+            return call.size if self.batch_size is None else int(self.batch_size)
+        silent = replace(self, progress=False)
+
+        def bytes_for(batch_size: int) -> int:
+            program = silent._program(call, element, batch_size)
+            closed, mapped = ([abstract(x) for x in values] for values in (element.closed, call.arguments.mapped))
+            return compiled_bytes(program.run, closed, mapped)
+
+        return self._remembered(call, bytes_for)
+
+    def _choose_sharded(self, call: Call) -> int:
+        def bytes_for(batch_size: int) -> int:
+            fixed = replace(self, batch_size=batch_size, progress=False)
+            return compiled_bytes(partial(call.arguments.call, fixed.call), [abstract(x) for x in call.arguments.mapped])
+
+        return self._remembered(call, bytes_for)
+
+    def _remembered(self, call: Call, bytes_for: Callable[[int], int]) -> int:
+        key = (call.arguments.treedef, *((x.shape, x.dtype, axis) for x, axis in call.arguments.mapped_pairs))
+        if key not in self.chosen:
+            self.chosen[key] = largest_batch_size(bytes_for, call.size, available_bytes(self.max_bytes))
+        return self.chosen[key]
+
+    # A mapped axis that is explicitly sharded.
+
+    def _run_sharded(self, call: Call, over: ShardedAxis) -> Any:
+        if self.axis_name is not None:
+            raise ValueError(
+                f"bmap: axis_name={self.axis_name!r} needs the whole axis at once, and each device has only its own part of "
+                f"it, because it is sharded over {over.names!r}. Leave axis_name out, or use batch_size=None."
+            )
+        batch_size = self._choose_sharded(call) if self.batch_size == "auto" else int(self.batch_size or 0)
+        local = replace(self, axis_size=None if self.axis_size is None else self.axis_size // over.num_shards)
+
+        def make_program(arguments: Arguments) -> Program:
+            part = Call(arguments, call.size // over.num_shards, None)
+            return local._program(part, local._trace(arguments), min(batch_size, part.size))
+
+        return run_sharded(over, call.arguments, self.out_axes, make_program)
+
+
+def check_request(request: Request) -> None:
+    """An error for what can be known to be wrong before there are arguments."""
+    if not callable(request.fun):
+        raise TypeError(f"bmap: fun must be callable; got {request.fun!r}.")
+    _check_batch_size(request.batch_size)
+    _check_max_bytes(request.max_bytes, request.batch_size)
+    if not isinstance(request.checkpoint, bool):
+        raise TypeError(f"bmap: checkpoint must be True or False; got {request.checkpoint!r}.")
+    check_reduce(request.reduce)
+    check_progress(request.progress)
+    request.vmap(request.fun, request.in_axes)  # which checks the axes
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if batch_size is None or batch_size == "auto":
+        return
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
+        raise TypeError(f'bmap: batch_size must be an int of at least 1, "auto" or None; got {batch_size!r}.')
+    if batch_size < 1:
+        raise ValueError(f"bmap: batch_size must be at least 1; got {batch_size}. None maps all elements at once.")
+
+
+def _check_max_bytes(max_bytes: Any, batch_size: Any) -> None:
+    if max_bytes is None:
+        return
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, numbers.Integral):
+        raise TypeError(f"bmap: max_bytes must be an int or None; got {max_bytes!r}.")
+    if max_bytes < 1:
+        raise ValueError(f"bmap: max_bytes must be at least 1; got {max_bytes}.")
+    if batch_size != "auto":
+        raise ValueError(f'bmap: max_bytes only says what batch_size="auto" may use; got batch_size={batch_size!r}.')

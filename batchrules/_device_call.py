@@ -1,0 +1,188 @@
+"""`device_call`: a batching method and derivatives for JAX-traceable code around an opaque device operation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from batchrules import _operands, _placement, _trees
+from batchrules._device_primitive import choose, device_call_p
+from batchrules._device_site import DeviceSite, Endpoints, Primal
+from batchrules._inspect import recorded_call
+from batchrules._methods import Choice, MethodRequest, check_batch_size, check_method
+from batchrules._recording import Result
+from batchrules._schema import Schema, Signature, as_schema, as_signature
+from batchrules._signature import Call, Parameters
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """The options of a device call, checked."""
+
+    method: str
+    batch_size: int | None
+    schema: Schema | None
+    signature: Signature | None
+    endpoints: Endpoints
+    name: str
+
+
+class DeviceCall:
+    """A JAX-traceable function that is batched as a whole; made by `device_call`."""
+
+    def __init__(self, fn: Callable[..., Any], static_argnames: str | Sequence[str], options: DeviceOptions) -> None:
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._options = options
+        self._parameters = Parameters(fn, static_argnames, options.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, as part of a JAX program or at once."""
+        call = self._parameters.divide(args, kwargs)
+        self._check_keywords(call)
+        operands = _placement.aligned([_placement.as_operand(leaf) for leaf in call.leaves])
+        _operands.check_schema(self._options.schema, call.paths, operands, self._options.name)
+        site, tree = self._site(call, operands)
+        outputs = device_call_p.bind(*operands, site=site, axes=())
+        return _trees.unflatten(tree, outputs)
+
+    def __repr__(self) -> str:
+        """The name and the method."""
+        return f"<{self._options.name} method={self._options.method!r}>"
+
+    def method_for(self, *args: Any, in_axes: Any = 0, **kwargs: Any) -> Choice:
+        """Tell which method `jax.vmap(self, in_axes)(*args)` would use, and why.
+
+        Args:
+            *args: Batched arguments, as `jax.vmap` would be given.
+            in_axes: As for `jax.vmap`.
+            **kwargs: Keyword arguments, mapped along axis 0, as `jax.vmap` does.
+
+        Returns:
+            A `Choice` with the name of the method and the reason in words.
+        """
+        recorded = recorded_call(device_call_p, self, args, kwargs, in_axes)
+        return choose(recorded.site, recorded.axes, recorded.shapes)
+
+    def _check_keywords(self, call: Call) -> None:
+        if self._options.endpoints.given and call.structure.has_keyword_arrays:
+            raise TypeError(
+                f"{self._options.name}: with a jvp or vjp endpoint, arrays must be positional parameters, since endpoints "
+                "are given a tuple of them; make the keyword-only parameters positional, or name them in static_argnames."
+            )
+
+    def _site(self, call: Call, operands: Sequence[Any]) -> tuple[DeviceSite, _trees.Structure]:
+        options = self._options
+        primal = Primal(self._fn, call.structure, options.name, options.endpoints)
+        results, tree = _traced(primal, operands)
+        request = MethodRequest(options.method, options.schema, options.signature, options.name)
+        return DeviceSite(primal, options.name, call.paths, results, request, options.batch_size), tree
+
+
+def _traced(primal: Primal, operands: Sequence[Any]) -> tuple[tuple[Result, ...], _trees.Structure]:
+    """Trace one element: the outputs, and the structure of the result."""
+    seen: list[Any] = []
+
+    def traced(*leaves: Any) -> list[Any]:
+        result = primal.result(leaves)
+        flat, tree = _trees.flatten(result)
+        paths = _trees.paths(result)
+        _trees.check_leaves(flat, paths, f"{primal.name} returned something else than arrays")
+        seen.append((tree, paths))
+        return flat
+
+    jaxpr = jax.make_jaxpr(traced)(*operands)
+    _refuse_traced_constants(jaxpr.consts, primal.name)
+    tree, paths = seen[-1]
+    results = tuple(Result(p, aval.shape, aval.dtype) for p, aval in zip(paths, jaxpr.out_avals, strict=True))
+    return results, tree
+
+
+def _refuse_traced_constants(constants: Sequence[Any], name: str) -> None:
+    for constant in constants:
+        if isinstance(constant, jax.core.Tracer):
+            raise TypeError(
+                f"{name} closes over a traced value, {jax.typeof(constant)}, which its batching rule and derivatives "
+                "would not see. Make it an argument."
+            )
+
+
+def device_call(
+    fn: Callable[..., Any] | None = None,
+    *,
+    method: str = "auto",
+    batch_size: int | None = None,
+    schema: Any = None,
+    signature: str | None = None,
+    jvp: Callable[..., Any] | None = None,
+    vjp: Callable[..., Any] | None = None,
+    static_argnames: str | Sequence[str] = (),
+    name: str | None = None,
+) -> Any:
+    """Give JAX-traceable code around an opaque device operation a batching method, and derivatives.
+
+    For `jax.ffi.ffi_call`, Pallas, Triton or Warp kernels: the function is traced on the shapes that the method gives
+    it, batched or not, and JAX never looks for batching rules inside it. However many `jax.vmap`s there are, it sees
+    one leading dimension.
+
+    Args:
+        fn: The function. Without it, `device_call` is a decorator.
+        method: What one call is given under `jax.vmap`; see `host_call`, and `"sequential_unrolled"`.
+        batch_size: The most elements that a vectorised call is given; None for all.
+        schema: A `Schema`, or a mapping from path to `ArraySpec`: which shapes the function takes. For `auto`.
+        signature: A NumPy gufunc signature such as `"(i,j),(j)->(i)"`. For `auto`.
+        jvp: `jvp(args, tangents) -> output tangents`; `tangents` is like `args`, with None where there is none.
+        vjp: `vjp(args, cotangents, needed) -> cotangents`; `cotangents` is like the result, with None where there is
+            none; `needed` is like `args`, with bools; the answer is like `args`, and may be None where not needed.
+            Without `jvp` and `vjp`, derivatives go through the body. Both are batched by the same method.
+        static_argnames: Parameters that are values of the program and not data. They must be hashable.
+        name: What messages call the function; its `__name__` by default.
+
+    Returns:
+        A callable that takes and gives JAX arrays (pytrees of them), or a decorator.
+
+    Raises:
+        TypeError: Something that is not callable, or an option of the wrong type.
+        ValueError: An unknown method, a batch size below 1, a malformed signature.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, batchrules
+        >>> @batchrules.device_call(method="broadcast_all")
+        ... def scale(x, factor):
+        ...     return x * factor[..., None]  # a kernel that handles a leading dimension
+        >>> print(jax.vmap(scale, in_axes=(0, None))(jnp.ones((2, 3)), jnp.array(2.0)))
+        [[2. 2. 2.]
+         [2. 2. 2.]]
+    """
+    if fn is None:
+        return functools.partial(
+            device_call, method=method, batch_size=batch_size, schema=schema, signature=signature, jvp=jvp, vjp=vjp,
+            static_argnames=static_argnames, name=name,
+        )  # fmt: skip
+    label = _label(fn, name)
+    options = DeviceOptions(
+        method=check_method(method, label),
+        batch_size=check_batch_size(batch_size, label),
+        schema=as_schema(schema, label),
+        signature=as_signature(signature, label),
+        endpoints=Endpoints(_checked_endpoint(jvp, "jvp", label), _checked_endpoint(vjp, "vjp", label)),
+        name=label,
+    )
+    return DeviceCall(fn, static_argnames, options)
+
+
+def _label(fn: Any, name: str | None) -> str:
+    if not callable(fn):
+        raise TypeError(f"device_call: fn must be a function; got {fn!r} of type {type(fn).__name__}.")
+    return f"device_call {(name or getattr(fn, '__name__', type(fn).__name__))!r}"
+
+
+def _checked_endpoint(endpoint: Any, which: str, where: str) -> Any:
+    if endpoint is not None and not callable(endpoint):
+        raise TypeError(f"{where}: {which} must be a function or None; got {endpoint!r}.")
+    return endpoint
