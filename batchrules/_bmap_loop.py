@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from batchrules._bmap_sharding import blank_like, is_placed, placed_like
 from batchrules._bmap_primitives import graft, pop, read, settle, write
 
 Values = Sequence[Any]
@@ -85,13 +86,22 @@ class Loop:
         """Run the step over all chunks: the last state, and the whole results."""
         fixed = [lax.stop_gradient(x) for x in wholes]
         carriers = [x if _is_differentiable(x) else None for x in wholes]
-        carry = (list(state), [lax.full_like(r.whole, 0) for r in self.results], carriers)
+        carry = (*self._start(consts, state, fixed), carriers)
         advance = partial(self._advance, consts, fixed)
         if self.plan.first:
             carry = advance(self.plan.first, carry, np.int32(0))
         if self.plan.count:
             carry, _ = lax.scan(lambda c, start: (advance(self.plan.size, c, start), None), carry, self.plan.starts())
         return self._settled(*carry)
+
+    def _start(self, consts: Values, state: Values, fixed: Values) -> tuple[list[Any], list[Any]]:
+        """The state and the results before the first chunk, of the types that they have after it."""
+        start = [*state, *(blank_like(r.whole) for r in self.results)]
+        if any(is_placed(x) for x in (*consts, *state, *fixed)):
+            work = partial(self._work, self.plan.size or self.plan.first)
+            chunk = jax.make_jaxpr(work)(np.int32(0), consts, state, fixed, [None] * len(fixed))
+            start = placed_like(start, chunk.out_avals)
+        return start[: len(state)], start[len(state) :]
 
     def _advance(self, consts: Values, fixed: Values, size: int, carry: Any, start: Any) -> Any:
         state, results, carriers = carry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax import lax
 
 from batchrules._bmap_loop import ChunkPlan, Loop, Result, Values
 from batchrules._bmap_reduce import Reduction
+from batchrules._bmap_sharding import blank_like, plain_type, replicated
 from batchrules._bmap_trace import Element, Shared
 
 
@@ -21,11 +22,14 @@ from batchrules._bmap_trace import Element, Shared
 class Layout:
     """How the mapped axis is laid out: `size` elements, in equal blocks that every chunk takes a part of each of.
 
-    One block is the plain axis. With more, an array's mapped axis becomes two: the blocks, and what is in one.
+    One block is the plain axis. With more, an array's mapped axis becomes two: the blocks, and what is in one. Where each
+    block is known to lie on a device of its own (`apart`), reductions have a state for each, so that the devices need not
+    meet for each chunk.
     """
 
     size: int
     blocks: int = 1
+    apart: bool = False
 
     def divide(self, x: Any, axis: int) -> Any:
         """A whole array, or a chunk, with its mapped axis as two."""
@@ -91,7 +95,7 @@ class Outputs:
 
     def leading(self, reduction: Reduction) -> list[Any]:
         """The types of a reduction's outputs, when stacked along axis 0."""
-        return [jax.eval_shape(partial(self._to_front, i), self.element.results[i]) for i in reduction.indices]
+        return [jax.eval_shape(partial(self._to_front, i), plain_type(self.element.results[i])) for i in reduction.indices]
 
     def _to_front(self, i: int, y: Any) -> Any:
         if self.element.out_axes[i] is None:
@@ -121,32 +125,32 @@ class Program:
 
     def run(self, closed: Values, mapped: Values) -> Any:
         """The function's output for the whole axis; `closed` are the values that the function closes over."""
-        values, states = self.run_to_states(closed, mapped)
-        for reduction, state in zip(self.reductions, states, strict=True):
-            values |= dict(zip(reduction.indices, self.finish(reduction, state, self.layout.size), strict=True))
-        return self.unflatten(values)
-
-    def unflatten(self, values: dict[int, Any]) -> Any:
-        """The function's output, of leaves by number."""
-        return jax.tree.unflatten(self.element.treedef, [values[i] for i in range(len(values))])
-
-    def finish(self, reduction: Reduction, state: Values, size: int) -> list[Any]:
-        """The results of a reduction in its last state, after `size` elements."""
-        return reduction.finish(state, self.outputs.leading(reduction), size)
-
-    def run_to_states(self, closed: Values, mapped: Values) -> tuple[dict[int, Any], list[Values]]:
-        """The outputs that are not reduced, by number, and the last state of each reduction."""
         consts, known_values = self.element.share(closed)
         known = self.outputs.known(known_values)
         wholes = [self.layout.divide(x, axis) for x, axis in zip(mapped, self.in_axes, strict=True)]
         inputs = [*consts, *(known[i] for i in self.outputs.reduced_known)]
         state, results = self._loop().run(inputs, self._start(), wholes)
+        values = self._finish(state, results) | {
+            i: self._spread(i, y) for i, y in known.items() if i not in self.outputs.reduced
+        }
+        return jax.tree.unflatten(self.element.treedef, [values[i] for i in range(len(values))])
+
+    def _finish(self, state: Values, results: Values) -> dict[int, Any]:
+        """The outputs that the loop computed, by number."""
         num_last = len(self.outputs.last)
         values = dict(zip(self.outputs.last, state[:num_last], strict=True))
         for i, y in zip(self.outputs.stacked, results, strict=True):
             values[i] = self.layout.unite(y, self.outputs.axis(i))
-        values |= {i: self._spread(i, y) for i, y in known.items() if i not in self.outputs.reduced}
-        return values, self._states(state[num_last:])
+        for reduction, final in zip(self.reductions, self._states(state[num_last:]), strict=True):
+            joined = self._join_blocks(reduction, final) if self.layout.apart else final
+            results = reduction.finish(joined, self.outputs.leading(reduction), self.layout.size)
+            values |= dict(zip(reduction.indices, results, strict=True))
+        return values
+
+    def _join_blocks(self, reduction: Reduction, states: Values) -> Values:
+        states = [replicated(x) for x in states]
+        blocks = [[x[block] for x in states] for block in range(self.layout.blocks)]
+        return reduce(reduction.join, blocks)
 
     def _loop(self) -> Loop:
         return Loop(
@@ -161,12 +165,15 @@ class Program:
 
     def _result(self, i: int) -> Result:
         axis = self.outputs.axis(i)
-        whole = jax.eval_shape(partial(self.layout.divide, axis=axis), self.element.results[i])
+        whole = jax.eval_shape(partial(self.layout.divide, axis=axis), plain_type(self.element.results[i]))
         return Result(whole, self.layout.loop_axis(axis))
 
     def _start(self) -> list[Any]:
-        last = [lax.full_like(self.element.results[i], 0) for i in self.outputs.last]
-        return [*last, *(x for r in self.reductions for x in r.start(self.outputs.leading(r)))]
+        last = [blank_like(self.element.results[i]) for i in self.outputs.last]
+        states = [x for r in self.reductions for x in r.start(self.outputs.leading(r))]
+        if self.layout.apart:
+            states = [jnp.broadcast_to(x, (self.layout.blocks, *x.shape)) for x in states]
+        return [*last, *states]
 
     def _step(self, size: int, consts: Values, state: Values, parts: Values) -> tuple[Values, Values]:
         size *= self.layout.blocks
@@ -191,7 +198,11 @@ class Program:
     def _reduce(self, state: Values, values: dict[int, Any]) -> list[Any]:
         new: list[Any] = []
         for reduction, old in zip(self.reductions, self._states(state), strict=True):
-            new += reduction.add(old, [values[i] for i in reduction.indices])
+            chunk = [values[i] for i in reduction.indices]
+            if self.layout.apart:
+                new += jax.vmap(reduction.add)(old, [self.layout.divide(y, 0) for y in chunk])
+            else:
+                new += reduction.add(old, chunk)
         return new
 
     def _states(self, state: Values) -> list[Values]:

@@ -150,7 +150,9 @@ def _better_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) 
     old, old_count, new, _ = primals
     best, count = _better(largest, *primals)
     weight = (jnp.where(old == best, old_count, jnp.zeros_like(old_count)) / count).astype(best.dtype)
-    moved = weight * tangents[0] + (1 - weight) * tangents[2]
+    # JAX 0.7 gives zeros that do not vary where the others do.
+    d_old, d_new = (cast_varying(t, varying_axes(jax.typeof(weight))) for t in (tangents[0], tangents[2]))
+    moved = weight * d_old + (1 - weight) * d_new
     return (best, count), (moved, jnp.zeros_like(count))
 
 
@@ -181,7 +183,7 @@ class Fold:
                     f"{now.dtype}{list(now.shape)} and becomes {then.dtype}{list(then.shape)}. "
                     "Give `init` the shape and dtype of the function's result for one element."
                 )
-        return [cast_varying(now, varying_axes(then)) for now, then in zip(init, combined, strict=True)]
+        return init
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
         return self.join(state, self._fold(list(chunk)))
@@ -218,8 +220,9 @@ class Fold:
 
 
 def _as_init(init: Any, element: Any) -> Any:
-    is_python_number = isinstance(init, bool | int | float | complex)
-    return jnp.asarray(init, dtype=element.dtype if is_python_number else None)
+    if isinstance(init, bool | int | float | complex):
+        return jnp.full(element.shape, init, element.dtype)
+    return jnp.asarray(init)
 
 
 # --- reading the argument --------------------------------------------------------------------------------------------

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
 
 from batchrules._bmap_axes import Arguments, flatten_arguments
-from batchrules._bmap_loop import plan_chunks, plan_one_chunk
+from batchrules._bmap_loop import ChunkPlan, plan_chunks, plan_one_chunk
 from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, largest_batch_size
 from batchrules._bmap_program import Layout, Program
 from batchrules._bmap_progress import check_progress, make_bar
-from batchrules._bmap_reduce import check_reduce, reductions_of
-from batchrules._bmap_sharding import ShardedAxis, find_sharded_axis, num_blocks, run_sharded
+from batchrules._bmap_reduce import Fold, Reduction, check_reduce, reductions_of
+from batchrules._bmap_sharding import num_auto_devices, num_shards
 from batchrules._bmap_trace import Element, trace_element
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call's arguments, the length of the mapped axis, and the Explicit mesh axes that it lies on, if any."""
+    """One call's arguments, the length of the mapped axis, and on how many devices it explicitly lies."""
 
     arguments: Arguments
     size: int
-    sharded: ShardedAxis | None
+    shards: int
+
+    @property
+    def shard_size(self) -> int:
+        """The number of elements on a device. Only these count for the batch size."""
+        return self.size // self.shards
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,8 @@ class Request:
         call = self._read(args, kwargs)
         if call is None:
             return self.plain(*args, **kwargs)  # which says what is wrong with the arguments
-        if self._is_whole(call.size) and self.reduce is None and self.progress is False:
+        if self._is_whole(call) and self.reduce is None and self.progress is False:
             return self.plain(*args, **kwargs)
-        if call.sharded and not self._is_whole(call.size):
-            return self._run_sharded(call, call.sharded)
         element = self._trace(call.arguments)
         program = self._program(call, element, self._choose(call, element))
         return program.run(element.closed, call.arguments.mapped)
@@ -73,9 +75,7 @@ class Request:
             self.plain(*args, **kwargs)
             raise ValueError("bmap: the mapped axis has no length.")
         if self.batch_size != "auto":
-            return call.size if self.batch_size is None else min(int(self.batch_size), call.size)
-        if call.sharded:
-            return self._choose_sharded(call)
+            return call.shard_size if self.batch_size is None else min(int(self.batch_size), call.shard_size)
         return self._choose(call, self._trace(call.arguments))
 
     def _read(self, args: Any, kwargs: Any) -> Call | None:
@@ -83,19 +83,18 @@ class Request:
         size = arguments.size(self.axis_size) if arguments else None
         if arguments is None or size is None:
             return None
-        return Call(arguments, size, find_sharded_axis(arguments))
+        return Call(arguments, size, num_shards(arguments))
 
-    def _is_whole(self, size: int) -> bool:
-        return self.batch_size is None or (self.batch_size != "auto" and int(self.batch_size) >= size)
+    def _is_whole(self, call: Call) -> bool:
+        return self.batch_size is None or (self.batch_size != "auto" and int(self.batch_size) >= call.shard_size)
 
     def _trace(self, arguments: Arguments) -> Element:
         return trace_element(self.fun, arguments, self.vmap, self.out_axes)
 
     def _program(self, call: Call, element: Element, batch_size: int) -> Program:
         reductions = tuple(reductions_of(self.reduce, element.treedef))
-        is_whole = batch_size >= call.size
-        blocks = 1 if is_whole else num_blocks(call.size, batch_size, reductions)
-        plan = plan_one_chunk(call.size) if is_whole else plan_chunks(call.size // blocks, batch_size // blocks)
+        is_whole = batch_size >= call.shard_size
+        layout, plan = _whole(call) if is_whole else _chunked(call, batch_size, reductions)
         if not is_whole:
             self._check_collectives(element, batch_size, call.size)
         bar = make_bar(self.progress, plan.num_chunks)
@@ -103,7 +102,7 @@ class Request:
             element=element,
             in_axes=tuple(call.arguments.mapped_axes),
             reductions=reductions,
-            layout=Layout(call.size, blocks),
+            layout=layout,
             plan=plan,
             checkpoint=self.checkpoint,
             on_chunk=bar and bar.on_chunk,
@@ -122,7 +121,7 @@ class Request:
 
     def _choose(self, call: Call, element: Element) -> int:
         if self.batch_size != "auto":
-            return call.size if self.batch_size is None else int(self.batch_size)
+            return call.shard_size if self.batch_size is None else int(self.batch_size)
         silent = replace(self, progress=False)
 
         def bytes_for(batch_size: int) -> int:
@@ -132,35 +131,24 @@ class Request:
 
         return self._remembered(call, bytes_for)
 
-    def _choose_sharded(self, call: Call) -> int:
-        def bytes_for(batch_size: int) -> int:
-            fixed = replace(self, batch_size=batch_size, progress=False)
-            return compiled_bytes(partial(call.arguments.call, fixed.call), [abstract(x) for x in call.arguments.mapped])
-
-        return self._remembered(call, bytes_for)
-
     def _remembered(self, call: Call, bytes_for: Callable[[int], int]) -> int:
         key = (call.arguments.treedef, *((x.shape, x.dtype, axis) for x, axis in call.arguments.mapped_pairs))
         if key not in self.chosen:
-            self.chosen[key] = largest_batch_size(bytes_for, call.size, available_bytes(self.max_bytes))
+            self.chosen[key] = largest_batch_size(bytes_for, call.shard_size, available_bytes(self.max_bytes))
         return self.chosen[key]
 
-    # A mapped axis that is explicitly sharded.
 
-    def _run_sharded(self, call: Call, over: ShardedAxis) -> Any:
-        if self.axis_name is not None:
-            raise ValueError(
-                f"bmap: axis_name={self.axis_name!r} needs the whole axis at once, and each device has only its own part of "
-                f"it, because it is sharded over {over.names!r}. Leave axis_name out, or use batch_size=None."
-            )
-        batch_size = self._choose_sharded(call) if self.batch_size == "auto" else int(self.batch_size or 0)
-        local = replace(self, axis_size=None if self.axis_size is None else self.axis_size // over.num_shards)
+def _whole(call: Call) -> tuple[Layout, ChunkPlan]:
+    return Layout(call.size), plan_one_chunk(call.size)
 
-        def make_program(arguments: Arguments) -> Program:
-            part = Call(arguments, call.size // over.num_shards, None)
-            return local._program(part, local._trace(arguments), min(batch_size, part.size))
 
-        return run_sharded(over, call.arguments, self.out_axes, make_program)
+def _chunked(call: Call, batch_size: int, reductions: Sequence[Reduction]) -> tuple[Layout, ChunkPlan]:
+    if call.shards > 1:
+        return Layout(call.size, call.shards, apart=True), plan_chunks(call.shard_size, batch_size)
+    devices = num_auto_devices()
+    keeps_order = any(isinstance(reduction, Fold) for reduction in reductions)
+    blocks = 1 if call.size % devices or batch_size < devices or keeps_order else devices
+    return Layout(call.size, blocks), plan_chunks(call.size // blocks, batch_size // blocks)
 
 
 def check_request(request: Request) -> None:

@@ -146,7 +146,9 @@ class Cotangent:
         primals, cotangents = leaves[: len(self.wanted)], leaves[len(self.wanted) :]
 
         def active(*moving: Any) -> list[Any]:
-            return select(self.of(*fill(self.wanted, moving, primals)), self.seen)
+            outputs = select(self.of(*fill(self.wanted, moving, primals)), self.seen)
+            # One that depends on no mapped primal leads with 1, and its cotangent with the size of the batch.
+            return [jnp.broadcast_to(x, given.shape) for x, given in zip(outputs, cotangents, strict=True)]
 
         return list(jax.vjp(active, *select(primals, self.wanted))[1](list(cotangents)))
 

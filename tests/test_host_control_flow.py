@@ -188,7 +188,8 @@ def test_branch_not_taken_makes_no_call_under_vmap_with_an_unmapped_predicate():
 
 def test_mapped_predicate_runs_everything_in_one_call():
     doubled = Doubled("expand_dims")
-    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda x: cond(doubled.call, x)))(XS), np.where(XS > 3, 2 * XS, XS - 1))
+    branch = jax.jit(jax.vmap(lambda x: cond(doubled.call, x)))
+    np.testing.assert_array_equal(branch(XS), np.where(XS > 3, 2 * XS, XS - 1))
     assert doubled.shapes == {(8,): 1}
 
 

@@ -39,25 +39,25 @@ def test_eager_calls_do_not_keep_their_closures(method, mapped):
 
 
 def test_eager_calls_do_not_keep_their_arguments_or_results():
-    kept = weakref.WeakSet()
+    given = []
 
     def function(x):
         result = x * 2
-        kept.add(result)
+        given.extend([weakref.ref(x), weakref.ref(result)])
         return result
 
     call = batchrules.host_call(function, lambda x: x)
     for _ in range(5):
         jax.block_until_ready(call(XS))
     gc.collect()
-    assert not list(kept)
+    assert [reference() for reference in given] == [None] * 10
 
 
 def test_eager_failures_do_not_keep_the_function():
     references = []
     for offset in range(5):
         add, reference = counted_closure(float(offset))
-        call = batchrules.host_call(add, lambda x: x[:1] if x.shape else x, name="add")
+        call = batchrules.host_call(add, jax.ShapeDtypeStruct((1,), "float64"))
         with pytest.raises(batchrules.ResultError):
             call(XS)
         references.append(reference)
