@@ -1,8 +1,8 @@
 """Batching rules for opaque code: make any foreign callable behave like a native JAX function."""
 
-from importlib.metadata import version as _version
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
 
-from batchrules._device_call import DeviceCall, device_call
 from batchrules._errors import (
     BatchContractError,
     DerivativeError,
@@ -18,7 +18,18 @@ from batchrules._register import register, registered, unregister
 from batchrules._registration import BatchInfo, Registration
 from batchrules._schema import ArraySpec, Schema
 
-__version__ = _version("batchrules")
+if TYPE_CHECKING:
+    from batchrules._bmap import bmap
+    from batchrules._device_call import DeviceCall, device_call
+
+    __version__: str
+
+# Loaded when first used, so that a program which uses one of them does not wait for all.
+_LAZY = {
+    "DeviceCall": "batchrules._device_call",
+    "bmap": "batchrules._bmap",
+    "device_call": "batchrules._device_call",
+}
 
 __all__ = [
     "ArraySpec",
@@ -34,6 +45,7 @@ __all__ = [
     "Registration",
     "ResultError",
     "Schema",
+    "bmap",
     "device_call",
     "ffi_update_params",
     "host_call",
@@ -41,3 +53,15 @@ __all__ = [
     "registered",
     "unregister",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _import_module("importlib.metadata").version("batchrules")
+    if name in _LAZY:
+        return getattr(_import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'batchrules' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchrules._methods import Argument, Choice, MethodRequest, choose
+from batchrules._methods import Argument, Choice, MethodRequest, asked_for, choose
 
 
 class OutAxis(enum.Enum):
@@ -100,6 +100,8 @@ def choose_for(
 ) -> Choice:
     """The method for a recorded batch; `shapes` are the arguments' shapes with their axes."""
     is_mapped = mapped(axes, len(shapes))
+    if request.method != "auto":
+        return asked_for(request, is_mapped)
     first_follower = len(shapes) - request.followers
     return choose(
         request,

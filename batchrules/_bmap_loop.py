@@ -80,7 +80,7 @@ class Loop:
     results: tuple[Result, ...]
     in_blocks: bool
     checkpoint: bool
-    on_chunk: Callable[[], None] | None
+    on_chunk: Callable[[Any], None] | None
 
     def run(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
         """Run the step over all chunks: the last state, and the whole results."""
@@ -114,7 +114,7 @@ class Loop:
         state, parts = work(start, consts, state, fixed, taken)
         results = [write(x, y, start, axis=r.axis) for x, y, r in zip(results, parts, self.results, strict=True)]
         if self.on_chunk:
-            self.on_chunk()
+            self.on_chunk(start)
         return state, results, carriers
 
     def _take(self, carriers: Values, start: Any, size: int) -> tuple[list[Any], list[Any]]:

@@ -28,7 +28,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
-from batchrules._jax_versions import cast_varying, varying_axes
+from batchrules._jax_versions import cast_varying, result_type, varying_axes
 
 Blocks = tuple[int | None, ...]
 
@@ -247,8 +247,8 @@ def _blank_transpose(_cotangent: Any, after: Any, **_params: Any) -> list[Any]:
 def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any, blocks: Blocks) -> tuple[Any, int]:
     (after,), (dim,) = args, dims
     after = batching.bdim_at_front(after, dim, after.shape[dim])
-    plain = partial(_blank_impl, aval=aval, blocks=(None, None))
-    (batched,) = jax.make_jaxpr(jax.vmap(plain))(after).out_avals
+    spec = (jax.typeof(after).sharding.spec[0], *aval.sharding.spec)
+    batched = result_type(aval, (after.shape[0], *aval.shape), aval.dtype, spec)
     return blank(after, batched, blocks=_shifted(blocks)), 0
 
 

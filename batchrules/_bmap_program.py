@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from batchrules._bmap_loop import ChunkPlan, Loop, Result, Values
 from batchrules._bmap_reduce import Reduction
-from batchrules._bmap_sharding import blank_like, plain_type, replicated
+from batchrules._bmap_sharding import blank_like, divided_over, plain_type, replicated
 from batchrules._bmap_trace import Element, Shared
 
 
@@ -23,13 +24,13 @@ class Layout:
     """How the mapped axis is laid out: `size` elements, in equal blocks that every chunk takes a part of each of.
 
     One block is the plain axis. With more, an array's mapped axis becomes two: the blocks, and what is in one. Where each
-    block is known to lie on a device of its own (`apart`), reductions have a state for each, so that the devices need not
+    block is known to lie on a device of its own (`over` says how), reductions have a state for each, so that the devices need not
     meet for each chunk.
     """
 
     size: int
     blocks: int = 1
-    apart: bool = False
+    over: NamedSharding | None = None
 
     def divide(self, x: Any, axis: int) -> Any:
         """A whole array, or a chunk, with its mapped axis as two."""
@@ -116,7 +117,7 @@ class Program:
     layout: Layout
     plan: ChunkPlan
     checkpoint: bool
-    on_chunk: Callable[[], None] | None = None
+    on_chunk: Callable[[Any], None] | None = None
     axis_name: Any = None
 
     @property
@@ -142,7 +143,7 @@ class Program:
         for i, y in zip(self.outputs.stacked, results, strict=True):
             values[i] = self.layout.unite(y, self.outputs.axis(i))
         for reduction, final in zip(self.reductions, self._states(state[num_last:]), strict=True):
-            joined = self._join_blocks(reduction, final) if self.layout.apart else final
+            joined = self._join_blocks(reduction, final) if self.layout.over else final
             results = reduction.finish(joined, self.outputs.leading(reduction), self.layout.size)
             values |= dict(zip(reduction.indices, results, strict=True))
         return values
@@ -171,8 +172,8 @@ class Program:
     def _start(self) -> list[Any]:
         last = [blank_like(self.element.results[i]) for i in self.outputs.last]
         states = [x for r in self.reductions for x in r.start(self.outputs.leading(r))]
-        if self.layout.apart:
-            states = [jnp.broadcast_to(x, (self.layout.blocks, *x.shape)) for x in states]
+        if self.layout.over:
+            states = [divided_over(x, self.layout.blocks, self.layout.over) for x in states]
         return [*last, *states]
 
     def _step(self, size: int, consts: Values, state: Values, parts: Values) -> tuple[Values, Values]:
@@ -199,7 +200,7 @@ class Program:
         new: list[Any] = []
         for reduction, old in zip(self.reductions, self._states(state), strict=True):
             chunk = [values[i] for i in reduction.indices]
-            if self.layout.apart:
+            if self.layout.over:
                 new += jax.vmap(reduction.add)(old, [self.layout.divide(y, 0) for y in chunk])
             else:
                 new += reduction.add(old, chunk)

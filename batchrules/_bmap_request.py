@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from batchrules._bmap_axes import Arguments, flatten_arguments
 from batchrules._bmap_loop import ChunkPlan, plan_chunks, plan_one_chunk
@@ -15,22 +16,22 @@ from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, l
 from batchrules._bmap_program import Layout, Program
 from batchrules._bmap_progress import check_progress, make_bar
 from batchrules._bmap_reduce import Fold, Reduction, check_reduce, reductions_of
-from batchrules._bmap_sharding import num_auto_devices, num_shards
+from batchrules._bmap_sharding import axis_sharding, num_auto_devices, num_shards
 from batchrules._bmap_trace import Element, trace_element
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call's arguments, the length of the mapped axis, and on how many devices it explicitly lies."""
+    """One call's arguments, the length of the mapped axis, and how it is explicitly sharded, if it is."""
 
     arguments: Arguments
     size: int
-    shards: int
+    over: NamedSharding | None
 
     @property
     def shard_size(self) -> int:
         """The number of elements on a device. Only these count for the batch size."""
-        return self.size // self.shards
+        return self.size // num_shards(self.over)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Request:
         size = arguments.size(self.axis_size) if arguments else None
         if arguments is None or size is None:
             return None
-        return Call(arguments, size, num_shards(arguments))
+        return Call(arguments, size, axis_sharding(arguments))
 
     def _is_whole(self, call: Call) -> bool:
         return self.batch_size is None or (self.batch_size != "auto" and int(self.batch_size) >= call.shard_size)
@@ -143,8 +144,8 @@ def _whole(call: Call) -> tuple[Layout, ChunkPlan]:
 
 
 def _chunked(call: Call, batch_size: int, reductions: Sequence[Reduction]) -> tuple[Layout, ChunkPlan]:
-    if call.shards > 1:
-        return Layout(call.size, call.shards, apart=True), plan_chunks(call.shard_size, batch_size)
+    if call.over:
+        return Layout(call.size, num_shards(call.over), call.over), plan_chunks(call.shard_size, batch_size)
     devices = num_auto_devices()
     keeps_order = any(isinstance(reduction, Fold) for reduction in reductions)
     blocks = 1 if call.size % devices or batch_size < devices or keeps_order else devices

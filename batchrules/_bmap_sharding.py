@@ -19,15 +19,27 @@ from batchrules._bmap_axes import Arguments
 from batchrules._jax_versions import cast_varying, varying_axes
 
 
-def num_shards(arguments: Arguments) -> int:
-    """The number of devices that a mapped axis is explicitly sharded over."""
+def axis_sharding(arguments: Arguments) -> NamedSharding | None:
+    """How the mapped axis is explicitly sharded, as the sharding of an array whose first axis it is."""
     for x, axis in arguments.mapped_pairs:
         sharding = jax.typeof(x).sharding
-        entry = sharding.spec[axis] if len(sharding.spec) > axis else None
-        if entry is not None:
-            names = entry if isinstance(entry, tuple) else (entry,)
-            return math.prod(sharding.mesh.shape[name] for name in names)
-    return 1
+        if len(sharding.spec) > axis and sharding.spec[axis] is not None:
+            return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[axis]))
+    return None
+
+
+def num_shards(over: NamedSharding | None) -> int:
+    """The number of devices that hold a part each of an axis that is sharded so."""
+    if over is None:
+        return 1
+    (entry,) = over.spec
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return math.prod(over.mesh.shape[name] for name in names)
+
+
+def divided_over(x: Any, size: int, over: NamedSharding) -> Any:
+    """`size` copies of an array along a new first axis, which is sharded so."""
+    return reshard(lax.broadcast(x, (size,)), over)
 
 
 def num_auto_devices() -> int:

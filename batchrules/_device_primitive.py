@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from batchrules import _batch, _derivatives, _placement, _recording, _rules, _sharded
@@ -18,6 +17,7 @@ from batchrules._batch import Axes, OutAxis
 from batchrules._device_site import DeviceSite, fill, select
 from batchrules._methods import Choice
 from batchrules._recording import Result
+from batchrules._jax_versions import Primitive
 
 device_call_p = Primitive("batchrules_device_call")
 device_call_p.multiple_results = True
@@ -44,7 +44,7 @@ def _execute_local(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence
 
 def _run(site: DeviceSite, axes: Axes, operands: Sequence[Any], batch_size: int | None) -> list[_rules.Output]:
     choice = choose(site, axes, [tuple(operand.shape) for operand in operands])
-    plan = _rules.Plan(choice, batch_size, site.name)
+    plan = _rules.Plan(choice, batch_size, site.name, site.results)
     return _rules.run(lambda leaves, _: site.body(*leaves), axes, operands, plan)
 
 

@@ -40,7 +40,8 @@ def _batch_method(registration: Registration) -> Callable[..., tuple[Any, Any]]:
         flat_dims = tree.flatten_up_to(dims)
         in_batched = tuple(dim is not None for dim in flat_dims)
         apply = _Apply(registration, self, tree)
-        bind = MappedBind(registration, axis_data, in_batched, self.params, apply)
+        results = jax.tree_util.tree_leaves(self.out_aval)
+        bind = MappedBind(registration, axis_data, in_batched, self.params, apply, results)
         values, out_dims = bind.run([_rules.to_front(x, dim) for x, dim in zip(leaves, flat_dims, strict=True)])
         return apply.tree_of(values), apply.tree_of(out_dims)
 
@@ -48,13 +49,12 @@ def _batch_method(registration: Registration) -> Callable[..., tuple[Any, Any]]:
 
 
 class _Apply:
-    """Applies a HiJAX primitive to flat leaves, and remembers the structure of its result."""
+    """Applies a HiJAX primitive to flat leaves."""
 
     def __init__(self, registration: Registration, primitive: Any, tree: Any) -> None:
         self._registration = registration
         self._primitive = primitive
         self._tree = tree
-        self._result_tree: Any = None
 
     def __call__(self, choice: Choice, leaves: Sequence[Any], size: int | None) -> Sequence[Any]:
         """Apply it to one element (size None), or to so many at once through `call`."""
@@ -62,9 +62,8 @@ class _Apply:
         args = jax.tree_util.tree_unflatten(self._tree, leaves)
         call = self._registration.call
         result = self._primitive(*args) if size is None or call is None else call(self._primitive, *args)
-        outputs, self._result_tree = jax.tree_util.tree_flatten(result)
-        return outputs
+        return jax.tree_util.tree_leaves(result)
 
     def tree_of(self, leaves: Sequence[Any]) -> Any:
         """The leaves in the structure of the result."""
-        return jax.tree_util.tree_unflatten(self._result_tree, leaves)
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(self._primitive.out_aval), leaves)

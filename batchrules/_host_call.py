@@ -49,7 +49,7 @@ class HostCall:
         self._options = options
         self._result_shape = result_shape
         self._parameters = Parameters(fn, static_argnames, options.name)
-        self._first_call = FirstCall(fn, options.name, options.allow_jax)
+        self._first_call = FirstCall(fn, options.name, allow_jax=options.allow_jax)
         if not callable(result_shape):
             _promised(result_shape, options.name)
 

@@ -23,7 +23,7 @@ def inside_numpy_only() -> bool:
     return _running.numpy_only
 
 
-def run_inside(allow_jax: bool, work: Callable[..., Any], *args: Any) -> Any:
+def run_inside(work: Callable[..., Any], *args: Any, allow_jax: bool) -> Any:
     """Do the work of a host function; a host call made by it meanwhile runs without JAX, unless it may use JAX."""
     before, _running.numpy_only = _running.numpy_only, not allow_jax
     try:
@@ -40,7 +40,7 @@ class FirstCall:
     microseconds, which is why only the first call pays for it.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, allow_jax: bool) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, *, allow_jax: bool) -> None:
         self._function = function
         self._name = name
         self._passed = allow_jax

@@ -62,16 +62,17 @@ class HostFunction:
         try:
             result = self.first_call(args, kwargs)
         except ValueError as error:
-            raise self.explained(error) from error
+            self.explain(error)
+            raise
         return self.result_leaves(result)
 
-    def explained(self, error: ValueError) -> ValueError:
-        if "read-only" not in str(error):
-            return error
-        return ReadOnlyArgumentError(
-            f"{self.name} writes into one of its arguments ({error}). Arguments belong to JAX and are read-only: "
-            "take a copy first (x = x.copy()) and write into that."
-        )
+    def explain(self, error: ValueError) -> None:
+        """Raise a clearer error if the function wrote into an argument; else leave it to the caller to raise."""
+        if "read-only" in str(error):
+            raise ReadOnlyArgumentError(
+                f"{self.name} writes into one of its arguments ({error}). Arguments belong to JAX and are read-only: "
+                "take a copy first (x = x.copy()) and write into that."
+            ) from error
 
     def result_leaves(self, result: Any) -> list[Any]:
         """The leaves of a result, after a check of its structure."""

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from batchrules import _batch, _callbacks
 from batchrules._batch import Axes
 from batchrules._host_function import HostFunction
 from batchrules._host_runner import Runner
+from batchrules._jax_versions import Primitive
 
 attempt_p = Primitive("batchrules_attempt")
 attempt_p.multiple_results = True

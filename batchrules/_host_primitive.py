@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from batchrules import _host_lowering, _recording
@@ -16,6 +15,7 @@ from batchrules._batch import Axes
 from batchrules._errors import DerivativeError
 from batchrules._host_function import HostFunction
 from batchrules._host_runner import Runner
+from batchrules._jax_versions import Primitive
 
 host_call_p = Primitive("batchrules_host_call")
 host_call_p.multiple_results = True

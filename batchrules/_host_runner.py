@@ -38,10 +38,28 @@ class Runner:
         self.choice = _batch.choose_for(function.request, axes, function.paths, shapes)
         self._work = self._pick()
         self._simple = function.flat
+        self._bare: Callable[..., Any] | None = None
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
         """The outputs, with all axes in front."""
-        return run_inside(self._function.allow_jax, self._work, arrays)
+        if self._bare is not None:
+            return self._call_bare(self._bare, arrays)
+        outputs = run_inside(self._work, arrays, allow_jax=self._function.allow_jax)
+        if self._simple and not self._axes:
+            self._bare = self._function.first_call.unguarded()
+        return outputs
+
+    def _call_bare(self, function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """One call of a function from arrays to one array, with nothing around it that can be done without."""
+        promised = self._function.results[0]
+        try:
+            value = run_inside(function, *arrays, allow_jax=self._function.allow_jax)
+        except ValueError as error:
+            self._function.explain(error)
+            raise
+        if isinstance(value, np.ndarray) and value.dtype == promised.dtype and value.shape == promised.shape:
+            return (value,)
+        return tuple(self._element(0, leaf, "") for leaf in self._function.result_leaves(value))
 
     def _pick(self) -> Callable[[Sequence[Array]], tuple[Array, ...]]:
         if not self._axes:
@@ -96,7 +114,8 @@ class Runner:
                 else:
                     self._store([buffer], index, self._function.result_leaves(value))
         except ValueError as error:
-            raise self._function.explained(error) from error
+            self._function.explain(error)
+            raise
 
     def _store(self, buffers: Sequence[Array], index: int, values: Sequence[Any]) -> None:
         for output, (buffer, value) in enumerate(zip(buffers, values, strict=True)):

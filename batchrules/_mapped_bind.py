@@ -12,8 +12,6 @@ from batchrules._batch import Axes, BatchAxis
 from batchrules._methods import Choice
 from batchrules._registration import Registration
 
-_ELEMENT = Choice("sequential", "one element")
-
 
 @dataclass(frozen=True)
 class MappedBind:
@@ -25,6 +23,7 @@ class MappedBind:
         in_batched: For each operand, whether it is mapped.
         params: The primitive's parameters.
         apply: `apply(choice, arrays, size)` binds: one element for size None, else so many at once.
+        results: What each output of one element is: things with `.shape` and `.dtype`.
     """
 
     registration: Registration
@@ -32,6 +31,7 @@ class MappedBind:
     in_batched: tuple[bool, ...]
     params: dict[str, Any]
     apply: Callable[[Choice, Sequence[Any], int | None], Sequence[Any]]
+    results: Sequence[Any]
 
     def run(self, arrays: Sequence[Any]) -> tuple[list[Any], list[int | None]]:
         """The outputs and their mapped axes; the arrays have their mapped axis in front."""
@@ -47,12 +47,11 @@ class MappedBind:
         def one_device(axes: Axes, shards: Sequence[Any]) -> list[Any]:
             return [_rules.with_all_axes(output, axes) for output in self._run_local(axes, shards)]
 
-        types = _rules.element_types(functools.partial(self.apply, _ELEMENT), (axis,), arrays)
-        values = _sharded.per_shard(one_device, (axis,), arrays, len(types))
+        values = _sharded.per_shard(one_device, (axis,), arrays, len(self.results))
         return values, [0] * len(values)
 
     def _run_local(self, axes: Axes, arrays: Sequence[Any]) -> list[_rules.Output]:
         registration = self.registration
         choice = registration.choose(axes, [tuple(array.shape) for array in arrays], self.params)
-        plan = _rules.Plan(choice, registration.batch_size, registration.where)
+        plan = _rules.Plan(choice, registration.batch_size, registration.where, self.results)
         return _rules.run(functools.partial(self.apply, choice), axes, arrays, plan)

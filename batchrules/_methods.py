@@ -116,9 +116,9 @@ def check_batch_size(batch_size: Any, where: str) -> int | None:
 
 def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     """Settle the method for a batch, with the reason and what each argument leads with."""
-    mapped = _as_if_mapped(request, [argument.mapped for argument in arguments])
     if request.method != "auto":
-        return Choice(request.method, f"method={request.method!r} was asked for", _leads(request.method, mapped))
+        return asked_for(request, [argument.mapped for argument in arguments])
+    mapped = _as_if_mapped(request, [argument.mapped for argument in arguments])
     asked = [(argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True) if not argument.follows]
     obstacle = _obstacle(request, [argument for argument, _ in asked], [is_mapped for _, is_mapped in asked])
     if obstacle is not None:
@@ -126,8 +126,16 @@ def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     return Choice("expand_dims", f"auto is expand_dims: {_proof(request)}", _auto_leads(arguments, mapped))
 
 
-def _as_if_mapped(request: MethodRequest, mapped: list[bool]) -> list[bool]:
+def asked_for(request: MethodRequest, mapped: Sequence[bool]) -> Choice:
+    """The choice where a method was named."""
+    leads = _leads(request.method, _as_if_mapped(request, mapped))
+    return Choice(request.method, f"method={request.method!r} was asked for", leads)
+
+
+def _as_if_mapped(request: MethodRequest, mapped: Sequence[bool]) -> list[bool]:
     """Which arguments lead with the batch whatever the method: the mapped ones, and those that must follow them."""
+    if not request.batched and not request.tied:
+        return list(mapped)
     joined = [is_mapped or position in request.batched for position, is_mapped in enumerate(mapped)]
     for group in request.tied:
         together = any(joined[i] for i in group)

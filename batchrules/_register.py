@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jax.extend.core import Primitive
+import jax
+import jax.core
 from jax.interpreters import batching
 
 from batchrules import _hijax, _rules
+from batchrules._jax_versions import Primitive
 from batchrules._mapped_bind import MappedBind
 from batchrules._methods import Choice, Lead, check_batch_size, check_method
 from batchrules._registration import NOTHING, BatchInfo, Method, Registration
@@ -148,10 +150,10 @@ def _batch_primitive(
         outputs = primitive.bind(*operands, **params)
         return outputs, [None] * len(outputs) if primitive.multiple_results else None
     in_batched = tuple(dim is not None for dim in dims)
-    bind = MappedBind(
-        registration, axis_data, in_batched, params, _PrimitiveBind(registration, axis_data, in_batched, params)
-    )
-    values, out_dims = bind.run([_rules.to_front(x, dim) for x, dim in zip(operands, dims, strict=True)])
+    arrays = [_rules.to_front(x, dim) for x, dim in zip(operands, dims, strict=True)]
+    apply = _PrimitiveBind(registration, axis_data, in_batched, params)
+    bind = MappedBind(registration, axis_data, in_batched, params, apply, apply.results(arrays))
+    values, out_dims = bind.run(arrays)
     return (values, out_dims) if primitive.multiple_results else (values[0], out_dims[0])
 
 
@@ -169,6 +171,18 @@ class _PrimitiveBind:
         params = self.params if size is None else self._updated(choice, size)
         outputs = self.registration.primitive.bind(*arrays, **params)
         return outputs if self.registration.primitive.multiple_results else [outputs]
+
+    def results(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """What each output of one element is; the arrays have their mapped axis in front."""
+        if "result_avals" in self.params:
+            return self.params["result_avals"]
+        elements = [
+            jax.core.ShapedArray(array.shape[1:] if batched else array.shape, array.dtype)
+            for array, batched in zip(arrays, self.in_batched, strict=True)
+        ]
+        primitive = self.registration.primitive
+        outputs, _ = primitive.abstract_eval(*elements, **self.params)
+        return outputs if primitive.multiple_results else [outputs]
 
     def _updated(self, choice: Choice, size: int) -> dict[str, Any]:
         registration = self.registration

@@ -87,7 +87,8 @@ class Registration:
         request = MethodRequest(resolve_method(self.method, params, self.where), self.schema, where=self.where)
         paths = [f"args.{i}" for i in range(len(shapes))]
         choice = _batch.choose_for(request, axes, paths, shapes)
-        return replace(choice, leads=_with_aliases(choice.leads, params))
+        aliased = _aliased_operands(params)
+        return replace(choice, leads=_with_batch(choice.leads, aliased)) if aliased else choice
 
 
 def _mapped_in_front(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
@@ -97,9 +98,15 @@ def _mapped_in_front(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...
     return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
-def _with_aliases(leads: tuple[Lead, ...], params: dict[str, Any]) -> tuple[Lead, ...]:
-    """An operand that shares its memory with an output must have the output's size."""
-    aliases = params.get("input_output_aliases") or ()
+def _aliased_operands(params: dict[str, Any]) -> set[int]:
+    """The operands that share their memory with an output, as `ffi_call` and `pallas_call` name them."""
+    aliases = params.get("input_output_aliases")
+    if not aliases:
+        return set()
     pairs = aliases.items() if hasattr(aliases, "items") else aliases
-    aliased = {pair[0] for pair in pairs}
-    return tuple(Lead.BATCH if i in aliased else lead for i, lead in enumerate(leads))
+    return {pair[0] for pair in pairs}
+
+
+def _with_batch(leads: tuple[Lead, ...], operands: set[int]) -> tuple[Lead, ...]:
+    """An operand that shares its memory with an output must have the output's size."""
+    return tuple(Lead.BATCH if i in operands else lead for i, lead in enumerate(leads))

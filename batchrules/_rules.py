@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -30,11 +29,13 @@ class Plan:
         choice: The method, and what each argument leads with.
         batch_size: The most elements that a vectorised call is given, or None.
         where: The function or primitive, for messages.
+        results: What each output of one element is: things with `.shape` and `.dtype`.
     """
 
     choice: Choice
     batch_size: int | None
     where: str
+    results: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def run(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> list[Outpu
     if not axes:
         return [Output(array, batched=False) for array in call(arrays, None)]
     if _batch.count(axes) == 0:
-        return _empty(call, axes, arrays)
+        return [_no_elements(result, axes) for result in plan.results]
     if plan.choice.vectorised:
         return _vectorised(call, axes, arrays, plan)
     unroll = plan.choice.method == "sequential_unrolled"
@@ -64,17 +65,9 @@ def to_front(array: Any, dim: int | None) -> Any:
     return lax.transpose(array, (dim, *(i for i in range(array.ndim) if i != dim)))
 
 
-def _empty(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Output]:
-    """No elements: no call, only the shapes of its outputs."""
-    promised = element_types(call, axes, arrays)
-    return [Output(jnp.zeros((*_batch.sizes(axes), *p.shape), p.dtype), batched=True) for p in promised]
-
-
-def element_types(call: Call, axes: Axes, arrays: Sequence[Any]) -> list[Any]:
-    """The shape and dtype of each output of one element."""
-    shapes = [_batch.element_shape(axes, i, array.shape) for i, array in enumerate(arrays)]
-    elements = [jax.ShapeDtypeStruct(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
-    return jax.eval_shape(lambda *leaves: list(call(leaves, None)), *elements)
+def _no_elements(result: Any, axes: Axes) -> Output:
+    """The output of an empty batch, which makes no call."""
+    return Output(jnp.zeros((*_batch.sizes(axes), *result.shape), result.dtype), batched=True)
 
 
 def _loop(call: Call, axes: Axes, arrays: Sequence[Any], *, unroll: bool) -> Sequence[Any]:
@@ -99,8 +92,7 @@ def _vectorised(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> li
     size = _batch.count(axes)
     mapped = _batch.mapped(axes, len(arrays))
     flat = [_flat(array, axes, i) if mapped[i] else array for i, array in enumerate(arrays)]
-    promised = [tuple(element.shape) for element in element_types(call, axes, arrays)]
-    batch = _FlatBatch(call, flat, mapped, plan, promised)
+    batch = _FlatBatch(call, flat, mapped, plan)
     chunk = plan.batch_size or size
     outputs = batch.run(range(size)) if chunk >= size else batch.run_chunks(size, chunk)
     return [_shaped(output, axes) for output in outputs]
@@ -133,7 +125,6 @@ class _FlatBatch:
     arrays: Sequence[Any]
     mapped: Sequence[bool]
     plan: Plan
-    promised: Sequence[tuple[int, ...]]
 
     def run(self, elements: range) -> list[Output]:
         """One call for these elements."""
@@ -179,7 +170,7 @@ class _FlatBatch:
 
     def _check(self, position: int, output: Any, size: int, given: Sequence[Any]) -> None:
         leads = (size, 1) if self.plan.choice.method == "expand_dims" else (size,)
-        element = self.promised[position]
+        element = tuple(self.plan.results[position].shape)
         if output.ndim and output.shape[0] in leads and output.shape[1:] == element:
             return
         shapes = ", ".join(str(tuple(array.shape)) for array in given)

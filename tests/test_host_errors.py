@@ -1,4 +1,4 @@
-"""Bad input to `host_call`: each a clear error that names the function and the argument, as early as can be."""
+"""Bad input to `host_call`: each a clear error that names the function and the argument."""
 
 import os
 import pathlib
@@ -44,7 +44,11 @@ NAMES = "'sequential', 'expand_dims', 'broadcast_all', 'legacy_vectorized', 'aut
         ({"method": "vectorized"}, ValueError, ["unknown method 'vectorized'", f"Choose one of {NAMES}"]),
         ({"method": None}, ValueError, ["no method", "method=None", NAMES]),
         ({"method": 3}, TypeError, ["method must be one of", "got 3 of type int"]),
-        ({"method": "sequential_unrolled"}, ValueError, ["'sequential_unrolled'", "use 'sequential'", "registered"]),
+        (
+            {"method": "sequential_unrolled"},
+            ValueError,
+            ["'sequential_unrolled'", "use 'sequential'", "registered"],
+        ),
         ({"batch_size": 0}, ValueError, ["batch_size must be at least 1", "got 0"]),
         ({"batch_size": -1}, ValueError, ["batch_size must be at least 1", "got -1"]),
         ({"batch_size": True}, TypeError, ["batch_size must be an int", "got True of type bool"]),
@@ -60,8 +64,16 @@ NAMES = "'sequential', 'expand_dims', 'broadcast_all', 'legacy_vectorized', 'aut
         ({"signature": "(i)->"}, ValueError, ["'(i)->' is not a gufunc signature", "(i,j),(j)->(i)"]),
         ({"signature": 3}, TypeError, ["signature must be a string", "got 3"]),
         ({"static_argnames": "n"}, ValueError, ["static_argnames names ['n']", "the parameters are ['x']"]),
-        ({"static_argnames": (0,)}, TypeError, ["static_argnames must be a string or a sequence of strings", "(0,)"]),
-        ({"static_argnames": 0}, TypeError, ["static_argnames must be a string or a sequence of strings", "0"]),
+        (
+            {"static_argnames": (0,)},
+            TypeError,
+            ["static_argnames must be a string or a sequence of strings", "(0,)"],
+        ),
+        (
+            {"static_argnames": 0},
+            TypeError,
+            ["static_argnames must be a string or a sequence of strings", "0"],
+        ),
         ({"allow_jax": 1}, TypeError, ["allow_jax must be True or False", "got 1"]),
     ],
     ids=str,
@@ -109,16 +121,6 @@ def test_result_shape_function_that_returns_something_else():
         make(result_shape=lambda x: 3)(1.0)  # noqa: ARG005
 
 
-@pytest.mark.parametrize("args", [(np.zeros((2, -1 + 1, 3)), "never"), (...,)])
-def test_bad_array_spec(args):
-    """The default of ArraySpec's second argument is a dtype."""
-    if args == (...,):
-        assert str(batchrules.ArraySpec(...)) == "(...,)"
-        return
-    with pytest.raises(TypeError):
-        batchrules.ArraySpec(*args)
-
-
 @pytest.mark.parametrize(
     ("shape", "kind", "text"),
     [
@@ -142,14 +144,20 @@ def ways(call):
     return call, jax.jit(call), jax.vmap(call)
 
 
-@pytest.mark.parametrize("array", [np.array([object()]), np.array(["a"]), np.array([b"a"]), np.zeros(1, "M8[s]"),
-                                   np.zeros(1, [("a", "f4")])], ids=lambda a: a.dtype.kind)  # fmt: skip
+UNHOLDABLE = ([object()], "O"), (["a"], "U1"), ([b"a"], "S1"), ([0], "M8[s]"), ([(0.0,)], [("a", "f4")])
+
+
+@pytest.mark.parametrize(
+    "array", [np.array(*given) for given in UNHOLDABLE], ids=lambda array: array.dtype.kind
+)
 def test_arrays_that_jax_cannot_hold(array):
     with raises(TypeError, "host_call 'step': the argument 'x' is an array of dtype", "static_argnames"):
         make()(array)
 
 
-@pytest.mark.parametrize("value", ["text", object(), {1, 2}, b"bytes", range(3)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", ["text", object(), {1, 2}, b"bytes", range(3)], ids=lambda v: type(v).__name__
+)
 def test_unknown_container(value):
     with raises(
         TypeError, f"host_call 'step': the argument 'x' is a {type(value).__name__}", "nor", "static_argnames"
@@ -187,7 +195,7 @@ def test_static_argument_that_is_not_hashable(keyword, value):
 def test_static_argument_that_is_traced(transform, keyword):
     call = make(takes_n, static_argnames="n")
     function = (lambda x, n: call(x, n=n)) if keyword else call
-    with raises(TypeError, "host_call 'takes_n': the static argument 'n' is a traced value, float64[]"):
+    with raises(TypeError, "host_call 'takes_n': the static argument 'n' is a traced value", "float64[]"):
         transform(function)(*((1.0, 2.0) if transform is jax.jit else (XS, XS)))
 
 
@@ -201,7 +209,7 @@ def test_mapped_axes_of_different_sizes():
 def test_wrong_number_of_arguments_is_found_when_traced(args):
     """Not in the middle of the program's run, where JAX would bury it."""
     called = []
-    call = make(lambda x: called.append(x), F64, name="one")
+    call = make(called.append, F64, name="one")
     with pytest.raises(TypeError, match="argument"):
         jax.make_jaxpr(call)(*args)
     assert not called
@@ -220,7 +228,9 @@ def test_argument_that_does_not_fit_the_schema(way):
     function = ways(make(schema=SCHEMA))[way]
     with raises(ValueError, "host_call 'step': the argument 'x' has shape", "but the schema takes (..., 3)"):
         function(np.ones((5, 4)))
-    with raises(TypeError, "the argument 'x' has dtype float32, but the schema takes float64", "astype('float64')"):
+    with raises(
+        TypeError, "the argument 'x' has dtype float32, but the schema takes float64", "astype('float64')"
+    ):
         function(np.ones((5, 3), "float32"))
 
 
@@ -246,7 +256,11 @@ def test_signature_that_does_not_fit_the_call(signature):
     [
         ({}, "sequential", ["auto is sequential", "without a schema or a signature nothing proves"]),
         ({"schema": SCHEMA}, "expand_dims", ["auto is expand_dims", "the schema lets every argument"]),
-        ({"schema": {"x": batchrules.ArraySpec((3,))}}, "sequential", ["'x'", "does not let it take a leading"]),
+        (
+            {"schema": {"x": batchrules.ArraySpec((3,))}},
+            "sequential",
+            ["'x'", "does not let it take a leading"],
+        ),
         ({"schema": {"y": batchrules.ArraySpec()}}, "sequential", ["does not describe", "'x'"]),
         ({"signature": "(i)->(i)"}, "expand_dims", ["the signature '(i)->(i)' says"]),
         ({"method": "broadcast_all"}, "broadcast_all", ["method='broadcast_all' was asked for"]),
@@ -255,7 +269,7 @@ def test_signature_that_does_not_fit_the_call(signature):
 )
 def test_method_for_says_what_and_why_and_calls_nothing(options, method, texts):
     called = []
-    choice = make(lambda x: called.append(x), name="step", **options).method_for(np.ones((2, 3)))
+    choice = make(called.append, name="step", **options).method_for(np.ones((2, 3)))
     assert choice.method == method
     assert all(text in choice.reason for text in texts)
     assert not called
@@ -359,7 +373,9 @@ def test_output_that_leads_with_one_is_for_expand_dims_only(method):
 
 def test_output_checks_hold_for_each_chunk():
     call = jax.vmap(make(lambda x: x[:2], F64, method="expand_dims", batch_size=3, name="step"))
-    with raises(batchrules.BatchContractError, "a batch of 3 elements", "has shape (2,): expected (3,) or (1,)"):
+    with raises(
+        batchrules.BatchContractError, "a batch of 3 elements", "has shape (2,): expected (3,) or (1,)"
+    ):
         call(XS)
 
 
@@ -378,7 +394,9 @@ def test_python_number_that_does_not_fit(value, dtype, text):
         make(lambda x: value, jax.ShapeDtypeStruct((), dtype), name="step")(1.0)  # noqa: ARG005
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(1, "float32"), (True, "int8"), (1.5, "bfloat16"), (2, "complex64")])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1, "float32"), (True, "int8"), (1.5, "bfloat16"), (2, "complex64")]
+)
 def test_python_number_that_fits(value, dtype):
     result = make(lambda x: value, jax.ShapeDtypeStruct((), jnp.dtype(dtype)))(1.0)  # noqa: ARG005
     assert result.dtype == dtype
@@ -405,6 +423,20 @@ def test_function_that_writes_into_its_argument(way, method):
     kind = jax.errors.JaxRuntimeError if "jit" in way else batchrules.ReadOnlyArgumentError
     with raises(kind, "host_call 'writes' writes into one of its arguments", "x = x.copy()"):
         jax.block_until_ready(function(*args))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_eager_call_leaves_the_callers_numpy_array_alone(mapped):
+    """It is the caller's own memory, and JAX arrays promise never to change."""
+
+    def writes(x):
+        x[...] = -1
+        return x
+
+    mine = XS.copy()
+    with pytest.raises(batchrules.ReadOnlyArgumentError):
+        (jax.vmap(make(writes)) if mapped else make(writes))(mine)
+    np.testing.assert_array_equal(mine, XS)
 
 
 def test_later_element_that_writes_into_its_argument():
@@ -460,7 +492,7 @@ def test_host_call_inside_a_function_that_may_use_jax():
 def test_eager_failure_is_the_original(mapped, kind):
     original = kind("from the simulator")
 
-    def fails(x):
+    def fails(_):
         raise original
 
     call = make(fails)
@@ -470,11 +502,12 @@ def test_eager_failure_is_the_original(mapped, kind):
 
 
 def test_failure_under_jit_ends_with_the_foreign_text_and_jax_stays_usable():
-    def fails(x):
+    def fails(_):
         raise LookupError("from the simulator")
 
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"LookupError: from the simulator$"):
+    with pytest.raises(jax.errors.JaxRuntimeError) as info:
         jax.block_until_ready(jax.jit(make(fails))(XS))
+    assert str(info.value).rstrip().endswith("LookupError: from the simulator")
     np.testing.assert_array_equal(jax.jit(make())(XS), 2 * XS)
 
 
@@ -531,7 +564,8 @@ def test_without_64_bit_types():
         attempt(lambda: batchrules.host_call(step, lambda x: Promise())(1.0))
         attempt(lambda: batchrules.host_call(step, single)(1.0))
         attempt(lambda: jax.jit(jax.vmap(batchrules.host_call(step, single)))(np.ones(3)))
-        attempt(lambda: batchrules.host_call(lambda x: x.dtype.itemsize, jax.ShapeDtypeStruct((), "int32"))(np.ones(3)))
+        small = jax.ShapeDtypeStruct((), np.int32)
+        attempt(lambda: batchrules.host_call(lambda x: x.dtype.itemsize, small)(np.ones(3)))
         inner = batchrules.host_call(lambda x: x * 2, single)
         attempt(lambda: batchrules.host_call(lambda x: inner(np.float64(x)), single)(1.5))
     """)
@@ -546,21 +580,23 @@ def test_without_64_bit_types():
     assert lines[5:] == ["4", "3.0"]
 
 
-@pytest.mark.skipif(not hasattr(jax, "enable_x64"), reason="a public context for 64-bit types came with jax 0.8")
+@pytest.mark.skipif(
+    not hasattr(jax, "enable_x64"), reason="a public context for 64-bit types came with jax 0.8"
+)
 def test_64_bit_types_for_a_while_do_not_give_wrong_results():
-    """The setting is one thread's, and the callback runs on a thread of XLA's: right, or an error, never wrong."""
+    """The setting is one thread's, and callbacks run on a thread of XLA's: right or an error, never wrong."""
     out = run("""
         with jax.enable_x64(True):
             call = batchrules.host_call(lambda x: x + 1e-12, jax.ShapeDtypeStruct((), np.float64))
-            for function in (call, jax.vmap(call), jax.jit(call), jax.jit(jax.vmap(call))):
-                x = np.float64(1.0) if function in (call,) or "vmap" not in str(function) else np.ones(3)
-                x = np.ones(3) if function is not call else np.float64(1.0)
+            for number, function in enumerate((call, jax.vmap(call), jax.jit(call), jax.jit(jax.vmap(call)))):
+                x = np.ones(3) if number % 2 else np.float64(1.0)
                 try:
                     result = jax.block_until_ready(function(x))
                 except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
                     print("error")
                 else:
-                    print("right" if result.dtype == np.float64 and np.all(np.asarray(result) == 1 + 1e-12) else result)
+                    same = result.dtype == np.float64 and np.all(np.asarray(result) == 1 + 1e-12)
+                    print("right" if same else result)
     """)
     assert set(out.split()) <= {"right", "error"}
     assert out.split()[0] == "right"

@@ -31,7 +31,7 @@ class Model:
 SCALAR = jax.ShapeDtypeStruct((), "float64")
 
 
-def same(tree):
+def same():
     """A host function that gives back what it is given, and the result's shape."""
     seen = []
 
@@ -51,14 +51,16 @@ TREES = {
     "defaultdict": collections.defaultdict(list, b=np.ones(3), a=np.zeros(3)),
     "jax dataclass": Model(np.ones(3), np.zeros(3), kind="cubic"),
     "jax dataclass inside": {"m": (Model(np.ones(3), {"b": np.zeros(3)}), np.arange(3.0))},
-    "containers in a jax dataclass": Model(Model([np.ones(3)], None), Point(np.zeros(3), {"k": np.arange(3.0)})),
+    "containers in a jax dataclass": Model(
+        Model([np.ones(3)], None), Point(np.zeros(3), {"k": np.arange(3.0)})
+    ),
 }
 
 
 @pytest.mark.parametrize("way", ["eager", "jit", "vmap", "jit vmap", "scan"])
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_containers_arrive_and_return_as_they_are(tree, way):
-    call, seen = same(tree)
+    call, seen = same()
     function = {
         "eager": call,
         "jit": jax.jit(call),
@@ -199,7 +201,7 @@ def test_static_arguments_before_between_and_after_arrays():
 
 
 def test_one_static_name_as_a_string_and_a_static_argument_under_vmap():
-    call = batchrules.host_call(lambda x, kind: x * len(kind), lambda x, kind: x, static_argnames="kind")
+    call = batchrules.host_call(lambda x, kind: x * len(kind), lambda x, kind: x, static_argnames="kind")  # noqa: ARG005
     np.testing.assert_array_equal(jax.vmap(lambda x: call(x, "four"))(np.arange(3.0)), 4 * np.arange(3.0))
 
 
@@ -207,7 +209,9 @@ def test_result_shape_is_given_static_arguments_too():
     call = batchrules.host_call(
         lambda x, n: np.full(n, x), lambda x, n: jax.ShapeDtypeStruct((n,), x.dtype), static_argnames="n"
     )
-    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda x: call(x, 2)))(np.arange(3.0)), np.arange(3.0).repeat(2).reshape(3, 2))
+    np.testing.assert_array_equal(
+        jax.jit(jax.vmap(lambda x: call(x, 2)))(np.arange(3.0)), np.arange(3.0).repeat(2).reshape(3, 2)
+    )
 
 
 @pytest.mark.parametrize("jit", [True, False])
@@ -256,7 +260,7 @@ def test_paths_of_arguments(args, kwargs, path):
 
 
 def test_advice_for_an_unknown_container_can_be_followed():
-    """optree registers only into namespaces, which host_call does not look into."""
+    """Optree registers only into namespaces, which host_call does not look into."""
 
     class Box:
         pass
@@ -277,5 +281,7 @@ def test_advice_for_an_unknown_container_can_be_followed():
 )
 def test_paths_of_results(promised, path):
     ones = jax.tree.map(lambda _: np.float64(1.0), promised)
-    with pytest.raises(batchrules.ResultError, match=rf"output '{path}' has shape \(\), but .* promises \(2,\)"):
+    with pytest.raises(
+        batchrules.ResultError, match=rf"output '{path}' has shape \(\), but .* promises \(2,\)"
+    ):
         batchrules.host_call(lambda: ones, promised)()

@@ -138,7 +138,9 @@ def test_inner_call_checks_its_result_and_names_itself():
 
 def test_inner_call_with_containers_and_static_arguments():
     inner = batchrules.host_call(
-        lambda tree, n: {"out": tree["a"] * n}, lambda tree, n: {"out": tree["a"]}, static_argnames="n"  # noqa: ARG005
+        lambda tree, n: {"out": tree["a"] * n},
+        lambda tree, n: {"out": tree["a"]},  # noqa: ARG005
+        static_argnames="n",
     )
     outer = batchrules.host_call(lambda x: inner({"a": x}, n=3)["out"], lambda x: x)
     np.testing.assert_array_equal(jax.jit(outer)(XS), 3 * XS)
@@ -160,7 +162,7 @@ def test_inner_call_takes_lists_of_numbers_as_jax_would_hold_them():
 def test_a_host_function_that_failed_leaves_the_thread_as_it_was():
     """After it, a host call of the same thread goes through JAX again."""
 
-    def fail(x):
+    def fail(_):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):

@@ -1,0 +1,150 @@
+"""The function is traced once, and computed for each element once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bmap_cases import assert_close, random
+
+from batchrules._bmap import bmap
+from batchrules._bmap_loop import plan_chunks
+
+
+@pytest.mark.parametrize("size", [8, 11, 13])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 100, None])
+@pytest.mark.parametrize("reduce", [None, "sum"])
+def test_one_trace(size, batch_size, reduce):
+    traces = []
+
+    def f(a):
+        traces.append(a)
+        return a * 2
+
+    jax.jit(bmap(f, batch_size=batch_size, reduce=reduce)).lower(random(size))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_one_trace_for_a_gradient(checkpoint):
+    traces = []
+
+    def f(a):
+        traces.append(a)
+        return jnp.sin(a)
+
+    jax.jit(jax.grad(lambda x: jnp.sum(bmap(f, batch_size=3, checkpoint=checkpoint)(x)))).lower(random(11))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10])
+def test_chunks_cover_the_axis_once(size, batch_size):
+    plan = plan_chunks(size, batch_size)
+    assert plan.first + plan.size * plan.count == size
+    assert plan.size <= batch_size
+    assert plan.first < batch_size
+    assert plan.num_chunks <= 2 * -(-size // batch_size)
+    assert list(plan.starts()) == [plan.first + k * plan.size for k in range(plan.count)]
+
+
+def test_equal_chunks_where_the_axis_divides():
+    assert (plan_chunks(16000, 1024).first, plan_chunks(16000, 1024).size) == (0, 1000)
+    assert (plan_chunks(16001, 1024).first, plan_chunks(16001, 1024).size) == (641, 1024)
+
+
+def count_elements(size, batch_size, calls):
+    """A function, mapped, that appends to `calls` the leading sizes that foreign code gets."""
+
+    def on_host(a):
+        calls.append(a.shape[0] if a.ndim else 1)
+        return np.sin(a)
+
+    def f(a):
+        return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), a.dtype), a, vmap_method="expand_dims")
+
+    return bmap(f, batch_size=batch_size)(random(size))
+
+
+@pytest.mark.parametrize("size", [7, 12, 13])
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
+def test_foreign_code_gets_each_element_once_in_chunks(size, batch_size):
+    calls = []
+    assert_close(count_elements(size, batch_size, calls), jnp.sin(random(size)))
+    assert sum(calls) == size
+    assert max(calls) <= batch_size
+
+
+@pytest.mark.parametrize("size", [7, 12, 13])
+@pytest.mark.parametrize("method", ["sequential", "expand_dims", "broadcast_all", "legacy_vectorized"])
+def test_a_host_call_gets_each_element_once_in_chunks(size, method):
+    host_call = pytest.importorskip("batchrules._host_call", reason="host_call is written beside this").host_call
+    calls = []
+
+    def on_host(a, b):
+        calls.append(a.shape[0] if a.ndim else 1)
+        return a * b
+
+    f = host_call(on_host, jax.ShapeDtypeStruct((), "float64"), method=method)
+    a, b = random(size), random((), 1)
+    assert_close(jax.jit(bmap(f, (0, None), batch_size=5))(a, b), a * b)
+    assert sum(calls) == size
+    assert max(calls) <= 5
+
+
+def test_a_registered_primitive_gets_chunks():
+    register = pytest.importorskip("batchrules._register", reason="register is written beside this").register
+    from jax.extend.core import Primitive
+    from jax.interpreters import mlir
+
+    sizes = []
+    primitive = Primitive("doubled")
+    primitive.def_abstract_eval(lambda a: a)
+    primitive.def_impl(lambda a: a * 2)
+
+    def lowered(a):
+        sizes.append(a.shape)
+        return a * 2
+
+    mlir.register_lowering(primitive, mlir.lower_fun(lowered, multiple_results=False))
+    register(primitive, "expand_dims")
+    assert_close(jax.jit(bmap(primitive.bind, batch_size=4))(random(11)), random(11) * 2)
+    assert {shape[0] for shape in sizes} == {3, 4}
+
+
+def test_what_does_not_depend_on_the_axis_is_computed_once():
+    calls = []
+
+    def on_host(w):
+        calls.append(w)
+        return np.asarray(w)
+
+    def f(w, a):
+        return jax.pure_callback(on_host, jax.ShapeDtypeStruct((), w.dtype), w, vmap_method="sequential") * a
+
+    jax.block_until_ready(jax.jit(bmap(f, (None, 0), batch_size=3))(random(()), random(11)))
+    assert len(calls) == 1
+
+
+def test_effects_of_the_function_happen_once_for_each_element(capsys):
+    def f(a):
+        jax.debug.print("<{}>", a)
+        return a
+
+    bmap(f, batch_size=3)(jnp.arange(11))
+    jax.effects_barrier()
+    printed = capsys.readouterr().out.split()
+    assert sorted(printed) == sorted(f"<{i}>" for i in range(11))
+
+
+def test_ordered_effects_of_an_io_callback():
+    from jax.experimental import io_callback
+
+    seen = []
+
+    def f(a):
+        io_callback(lambda a: seen.append(int(a)), None, a)
+        return a
+
+    jax.block_until_ready(bmap(f, batch_size=3)(jnp.arange(11)))
+    jax.effects_barrier()
+    assert sorted(seen) == list(range(11))
