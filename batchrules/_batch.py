@@ -95,9 +95,7 @@ def localised(axes: Axes, devices: Sequence[int]) -> Axes:
     )
 
 
-def choose_for(
-    request: MethodRequest, axes: Axes, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]
-) -> Choice:
+def choose_for(request: MethodRequest, axes: Axes, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Choice:
     """The method for a recorded batch; `shapes` are the arguments' shapes with their axes."""
     is_mapped = mapped(axes, len(shapes))
     if request.method != "auto":

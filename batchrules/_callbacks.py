@@ -19,7 +19,8 @@ def emit(
 
     A tenth of the price of `jax.pure_callback`, which goes through JAX arrays on the way in and out.
     """
+    avals: Any = ctx.avals_in, ctx.avals_out
     results, _, _ = mlir.emit_python_callback(
-        ctx, function, None, list(operands), ctx.avals_in, ctx.avals_out, has_side_effect=has_side_effect
+        ctx, function, None, list(operands), *avals, has_side_effect=has_side_effect
     )
     return results

@@ -1,4 +1,6 @@
-"""Which site serves which transformation: a call's derivative is its tangent site, whose transpose is its cotangent site.
+"""Which site serves which transformation.
+
+A call's derivative is its tangent site, and the transpose of that is its cotangent site.
 
 One call site for each: `tangent_site` is linear in its tangents, `cotangent_site` in its cotangents, and each is the
 transpose of the other. In what they are linear, they are their own derivative.
@@ -12,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from batchrules._batch import Axes, BatchAxis, OutAxis
 from batchrules._device_site import Body, Cotangent, DeviceSite, Origin, Primal, Tangent, fill, select
 from batchrules._endpoints import GivenCotangent, GivenTangent
-from batchrules._methods import MethodRequest
 from batchrules._recording import Result
 
 Mask = tuple[bool, ...]
@@ -26,7 +27,7 @@ Mask = tuple[bool, ...]
 
 def inexact_outputs(site: DeviceSite) -> Mask:
     """For each output, whether it can have a tangent."""
-    return tuple(bool(jax.dtypes.issubdtype(result.dtype, np.inexact)) for result in site.results)
+    return tuple(bool(jnp.issubdtype(result.dtype, np.inexact)) for result in site.results)
 
 
 def tangent_site(site: DeviceSite, nonzero: Mask) -> DeviceSite:

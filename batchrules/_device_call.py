@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
+import jax.core
 
 from batchrules import _operands, _placement, _trees
 from batchrules._device_primitive import choose, device_call_p
@@ -72,8 +72,9 @@ class DeviceCall:
     def _check_keywords(self, call: Call) -> None:
         if self._options.endpoints.given and call.structure.has_keyword_arrays:
             raise TypeError(
-                f"{self._options.name}: with a jvp or vjp endpoint, arrays must be positional parameters, since endpoints "
-                "are given a tuple of them; make the keyword-only parameters positional, or name them in static_argnames."
+                f"{self._options.name}: with a jvp or vjp endpoint, arrays must be positional parameters, since "
+                "endpoints are given a tuple of them; make the keyword-only parameters positional, or name them in "
+                "static_argnames."
             )
 
     def _site(self, call: Call, operands: Sequence[Any]) -> tuple[DeviceSite, _trees.Structure]:
@@ -112,7 +113,7 @@ def _refuse_traced_constants(constants: Sequence[Any], name: str) -> None:
             )
 
 
-def device_call(
+def device_call(  # noqa: PLR0913  # options, all keyword-only
     fn: Callable[..., Any] | None = None,
     *,
     method: str = "auto",

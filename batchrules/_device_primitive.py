@@ -1,4 +1,4 @@
-"""The device primitive: what JAX knows of a device call. Its vmap rule records the axis; its lowering runs the batch."""
+"""The device primitive: its vmap rule records the axis, its lowering runs the batch, its derivatives are sites again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jax.interpreters import ad, batching, mlir, xla
 from batchrules import _batch, _derivatives, _placement, _recording, _rules, _sharded
 from batchrules._batch import Axes, OutAxis
 from batchrules._device_site import DeviceSite, fill, select
+from batchrules._jax_versions import Primitive
 from batchrules._methods import Choice
 from batchrules._recording import Result
-from batchrules._jax_versions import Primitive
 
 device_call_p = Primitive("batchrules_device_call")
 device_call_p.multiple_results = True
@@ -200,9 +200,7 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, site: DeviceSite, axes
 ad.primitive_transposes[device_call_p] = _transpose
 
 
-def _asked(
-    site: DeviceSite, transposed: DeviceSite, wanted: Sequence[bool], primals: int
-) -> list[int | None]:
+def _asked(site: DeviceSite, transposed: DeviceSite, wanted: Sequence[bool], primals: int) -> list[int | None]:
     """For each output of a transposed site, the operand whose cotangent it is, if that is wanted."""
     linear = range(primals, primals + site.linear)
     if transposed.is_cotangent:

@@ -68,9 +68,7 @@ class GivenCotangent:
         )
         args, keywords = structure.assemble(primals)
         result = endpoint(tuple(args), given, structure.mirror(self.wanted), **keywords)
-        answer = _matched(
-            result, structure.mirror(list(primals)), f"{self.primal.name}: the vjp endpoint", "arguments"
-        )
+        answer = _matched(result, structure.mirror(list(primals)), f"{self.primal.name}: the vjp endpoint", "arguments")
         return _checked(select(answer, self.wanted), select(primals, self.wanted), self.primal.name, "vjp")
 
 
@@ -82,7 +80,9 @@ def _matched(result: Any, like: Any, where: str, what: str) -> list[Any]:
     try:
         return _trees.matched(result, like)
     except ValueError as error:
-        raise ResultError(f"{where} must return a tree like the {what}, None where there is nothing: {error}.") from error
+        raise ResultError(
+            f"{where} must return a tree like the {what}, None where there is nothing: {error}."
+        ) from error
 
 
 def _checked(answer: Sequence[Any], like: Sequence[Any], name: str, endpoint: str) -> list[Any]:
@@ -96,4 +96,3 @@ def _checked(answer: Sequence[Any], like: Sequence[Any], name: str, endpoint: st
             )
         checked.append(array)
     return checked
-

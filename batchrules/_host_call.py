@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from batchrules import _batch, _jax_versions, _operands, _placement, _trees
@@ -42,7 +43,11 @@ class HostCall:
     """
 
     def __init__(
-        self, fn: Callable[..., Any], result_shape: Any, static_argnames: str | Sequence[str], options: HostOptions
+        self,
+        fn: Callable[..., Any],
+        result_shape: Any,
+        static_argnames: str | Sequence[str],
+        options: HostOptions,
     ) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
@@ -122,7 +127,7 @@ class HostCall:
         return self._result_shape(*args, **kwargs)
 
 
-def host_call(
+def host_call(  # noqa: PLR0913  # options, all keyword-only
     fn: Callable[..., Any] | None = None,
     result_shape: Any = None,
     *,
@@ -223,7 +228,7 @@ def _result(leaf: Any, path: str, where: str) -> Result:
             f"{where}: {place} is {leaf!r} of type {type(leaf).__name__}, which has no shape and dtype. Use "
             "jax.ShapeDtypeStruct(shape, dtype)."
         )
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         raise TypeError(f"{where}: {place} promises {leaf.dtype}, which NumPy cannot hold; promise its key data.")
     dtype = np.dtype(leaf.dtype)
     if _jax_versions.canonical_dtype(dtype) != dtype:

@@ -15,21 +15,21 @@ class _Running(threading.local):
     numpy_only = False
 
 
-_running = _Running()
+running = _Running()
 
 
 def inside_numpy_only() -> bool:
     """Whether this thread is inside a host function that must not use JAX."""
-    return _running.numpy_only
+    return running.numpy_only
 
 
 def run_inside(work: Callable[..., Any], *args: Any, allow_jax: bool) -> Any:
     """Do the work of a host function; a host call made by it meanwhile runs without JAX, unless it may use JAX."""
-    before, _running.numpy_only = _running.numpy_only, not allow_jax
+    before, running.numpy_only = running.numpy_only, not allow_jax
     try:
         return work(*args)
     finally:
-        _running.numpy_only = before
+        running.numpy_only = before
 
 
 class FirstCall:

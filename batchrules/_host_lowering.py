@@ -25,9 +25,10 @@ _DEVICES = "batchrules_devices"
 def lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any]:
     """The lowering rule of the host primitive."""
     _refuse_export(ctx, site)
-    span = _span(ctx)
+    avals: Sequence[Any] = ctx.avals_in
+    span = _span(ctx, avals)
     if span is None:
-        return _callbacks.emit(ctx, Runner(site, axes, [aval.shape for aval in ctx.avals_in]), operands)
+        return _callbacks.emit(ctx, Runner(site, axes, [aval.shape for aval in avals]), operands)
     return mlir.lower_fun(partial(_run_over, span, site, axes))(ctx, *operands)
 
 
@@ -47,26 +48,26 @@ class Span:
     free: tuple[Any, ...]
 
 
-def _span(ctx: mlir.LoweringRuleContext) -> Span | None:
+def _span(ctx: mlir.LoweringRuleContext, avals: Sequence[Any]) -> Span | None:
     """The devices that run the same program; None where each device calls for itself."""
     context = ctx.module_context.axis_context
     if isinstance(context, mlir.ShardingContext):
         if context.num_devices == 1:
             return None
-        mesh = _mesh_in_use(ctx, AbstractMesh((context.num_devices,), (_DEVICES,)))
+        mesh = _mesh_in_use(avals, AbstractMesh((context.num_devices,), (_DEVICES,)))
         return Span(mesh, mesh.axis_names)
     if isinstance(context, mlir.SPMDAxisContext):
         manual = context.manual_axes
-        mesh = _mesh_in_use(ctx, context.mesh.abstract_mesh)
+        mesh = _mesh_in_use(avals, context.mesh.abstract_mesh)
         mesh = mesh.update_axis_types(dict.fromkeys(manual, AxisType.Manual))
         free = tuple(name for name in mesh.axis_names if name not in manual)
         return Span(mesh, free) if free else None
     return None
 
 
-def _mesh_in_use(ctx: mlir.LoweringRuleContext, otherwise: AbstractMesh) -> AbstractMesh:
+def _mesh_in_use(avals: Sequence[Any], otherwise: AbstractMesh) -> AbstractMesh:
     """The mesh that the operands or the surrounding program are typed with."""
-    typed = [aval.sharding.mesh for aval in ctx.avals_in if not aval.sharding.mesh.empty]
+    typed = [aval.sharding.mesh for aval in avals if not aval.sharding.mesh.empty]
     around = jax.sharding.get_abstract_mesh()
     return next(iter(typed), otherwise if around.empty else around)
 
@@ -78,7 +79,10 @@ def _run_over(span: Span, site: HostFunction, axes: Axes, *operands: Any) -> Seq
     return jax.shard_map(
         partial(_host_leader.call, site, _placement.local_axes(axes, span.mesh), team),
         mesh=span.mesh,
-        in_specs=(PartitionSpec(team.sharing), *(_placement.argument_spec(axes, i) for i in range(len(operands)))),
+        in_specs=(
+            PartitionSpec(team.sharing),
+            *(_placement.argument_spec(axes, i) for i in range(len(operands))),
+        ),
         out_specs=[_placement.output_spec(axes, output) for output in range(len(site.results))],
         axis_names=set(span.free),
         check_vma=False,

@@ -15,9 +15,9 @@ import numpy as np
 
 from batchrules import _batch
 from batchrules._batch import Axes
-from batchrules._host_context import run_inside
+from batchrules._host_context import run_inside, running
 from batchrules._host_function import BatchGiven, HostFunction, as_array, check_batch, check_element
-from batchrules._methods import Choice, Lead
+from batchrules._methods import Lead
 
 Array = np.ndarray[Any, Any]
 
@@ -38,6 +38,8 @@ class Runner:
         self.choice = _batch.choose_for(function.request, axes, function.paths, shapes)
         self._work = self._pick()
         self._simple = function.flat
+        self._promised = function.results[0] if self._simple else None
+        self._numpy_only = not function.allow_jax
         self._bare: Callable[..., Any] | None = None
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
@@ -51,13 +53,22 @@ class Runner:
 
     def _call_bare(self, function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[Array, ...]:
         """One call of a function from arrays to one array, with nothing around it that can be done without."""
-        promised = self._function.results[0]
+        promised = self._promised
+        # What run_inside does, without a call more: this is the path of a small function called often.
+        before, running.numpy_only = running.numpy_only, self._numpy_only
         try:
-            value = run_inside(function, *arrays, allow_jax=self._function.allow_jax)
+            value = function(*arrays)
         except ValueError as error:
             self._function.explain(error)
             raise
-        if isinstance(value, np.ndarray) and value.dtype == promised.dtype and value.shape == promised.shape:
+        finally:
+            running.numpy_only = before
+        if (
+            promised
+            and isinstance(value, np.ndarray)
+            and value.dtype == promised.dtype
+            and value.shape == promised.shape
+        ):
             return (value,)
         return tuple(self._element(0, leaf, "") for leaf in self._function.result_leaves(value))
 

@@ -45,8 +45,9 @@ def result_type(like: Any, shape: tuple[int, ...], dtype: Any, spec: tuple[Any, 
 
 def with_lead(aval: Any, size: int) -> Any:
     """The abstract array with a leading dimension more."""
-    spec = (None, *getattr(aval.sharding, "spec", (None,) * aval.ndim))
-    return result_type(aval, (size, *aval.shape), aval.dtype, spec)
+    if aval.sharding.mesh.empty:
+        return jax.core.ShapedArray((size, *aval.shape), aval.dtype)
+    return result_type(aval, (size, *aval.shape), aval.dtype, (None, *aval.sharding.spec))
 
 
 def is_export(ctx: mlir.LoweringRuleContext) -> bool:
@@ -61,7 +62,7 @@ def canonical_dtype(dtype: Any) -> Any:
 
 
 def hijax_primitive_class() -> Any:
-    """The base class of HiJAX primitives: `VJPHiPrimitive` up to jax 0.11, `HiPrim` after; None before there was one."""
+    """The base class of HiJAX primitives: `VJPHiPrimitive` up to jax 0.11, `HiPrim` after; None before."""
     try:
         from jax.experimental import hijax  # noqa: PLC0415  # not there in jax 0.7
     except ImportError:

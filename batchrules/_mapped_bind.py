@@ -13,7 +13,7 @@ from batchrules._methods import Choice
 from batchrules._registration import Registration
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MappedBind:
     """One mapped bind.
 

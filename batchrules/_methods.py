@@ -24,6 +24,9 @@ class Lead(enum.Enum):
     NOTHING = "nothing: it comes as it is"
 
 
+_UNMAPPED_LEAD = {"expand_dims": Lead.ONE, "broadcast_all": Lead.BATCH, "legacy_vectorized": Lead.NOTHING}
+
+
 @dataclass(frozen=True)
 class Argument:
     """One array argument, as a choice of method sees it. `shape` is the shape of one element.
@@ -119,7 +122,9 @@ def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     if request.method != "auto":
         return asked_for(request, [argument.mapped for argument in arguments])
     mapped = _as_if_mapped(request, [argument.mapped for argument in arguments])
-    asked = [(argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True) if not argument.follows]
+    asked = [
+        (argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True) if not argument.follows
+    ]
     obstacle = _obstacle(request, [argument for argument, _ in asked], [is_mapped for _, is_mapped in asked])
     if obstacle is not None:
         return Choice("sequential", f"auto is sequential: {obstacle}")
@@ -147,17 +152,14 @@ def _as_if_mapped(request: MethodRequest, mapped: Sequence[bool]) -> list[bool]:
 def _leads(method: str, mapped: Sequence[bool]) -> tuple[Lead, ...]:
     if method in SEQUENTIAL:
         return ()
-    unmapped = {"expand_dims": Lead.ONE, "broadcast_all": Lead.BATCH, "legacy_vectorized": Lead.NOTHING}[method]
+    unmapped = _UNMAPPED_LEAD[method]
     return tuple(Lead.BATCH if is_mapped else unmapped for is_mapped in mapped)
 
 
 def _auto_leads(arguments: Sequence[Argument], mapped: Sequence[bool]) -> tuple[Lead, ...]:
-    def lead(argument: Argument, is_mapped: bool) -> Lead:
-        if is_mapped:
-            return Lead.BATCH
-        return Lead.ONE if argument.shape else Lead.NOTHING
-
-    return tuple(lead(argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True))
+    # An unmapped scalar lines up with everything as it is, and is what the function was written for.
+    unmapped = [Lead.ONE if argument.shape else Lead.NOTHING for argument in arguments]
+    return tuple(Lead.BATCH if is_mapped else lead for lead, is_mapped in zip(unmapped, mapped, strict=True))
 
 
 def _proof(request: MethodRequest) -> str:
@@ -170,9 +172,8 @@ def _obstacle(request: MethodRequest, arguments: Sequence[Argument], mapped: Seq
     """The first gate that is shut, in words; None if all are open."""
     if request.schema is None and request.signature is None:
         return "without a schema or a signature nothing proves that a call takes a leading dimension"
-    return (request.schema and _schema_obstacle(request.schema, arguments, mapped)) or _rank_obstacle(
-        request, arguments, mapped
-    )
+    shut = None if request.schema is None else _schema_obstacle(request.schema, arguments, mapped)
+    return shut or _rank_obstacle(request, arguments, mapped)
 
 
 def _schema_obstacle(schema: Schema, arguments: Sequence[Argument], mapped: Sequence[bool]) -> str | None:
@@ -228,12 +229,10 @@ def _core_ranks(request: MethodRequest, arguments: Sequence[Argument]) -> list[i
     return cores
 
 
-def resolve_method(method: str | Callable[[dict[str, Any]], str], params: dict[str, Any], where: str) -> str:
-    """The method's name, where it may be a function of a primitive's parameters."""
-    if not callable(method):
-        return method
+def method_of(choose_name: Callable[[dict[str, Any]], str], params: dict[str, Any], where: str) -> str:
+    """The method's name, where it is a function of a primitive's parameters."""
     try:
-        name = method(params)
+        name = choose_name(params)
     except KeyError as error:
         raise ValueError(
             f"{where}: method=callable(params) looked for the parameter {error.args[0]!r}, which this call does not "

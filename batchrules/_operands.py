@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from batchrules import _jax_versions, _placement
@@ -16,12 +17,16 @@ from batchrules._signature import Call
 def as_operands(call: Call, where: str) -> list[Any]:
     """The leaves as JAX arrays that a host function can be given."""
     for leaf, path in zip(call.leaves, call.paths, strict=True):
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended):
+        if _is_extended(leaf):
             raise TypeError(
                 f"{where}: the argument {path!r} is a typed PRNG key ({jax.typeof(leaf)}), which NumPy cannot hold. "
                 "Pass its data, jax.random.key_data(key); where JAX runs again, jax.random.wrap_key_data makes a key."
             )
     return [_placement.as_operand(leaf) for leaf in call.leaves]
+
+
+def _is_extended(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def as_numpy(leaf: Any) -> np.ndarray[Any, Any]:
@@ -40,11 +45,11 @@ def check_schema(schema: Schema | None, paths: Sequence[str], operands: Sequence
             continue
         if not spec.takes(operand.shape):
             raise ValueError(
-                f"{where}: the argument {path!r} has shape {tuple(operand.shape)}, but the schema takes {spec}. Pass such a "
-                "shape (for one element; jax.vmap adds the batch), or mend the schema."
+                f"{where}: the argument {path!r} has shape {tuple(operand.shape)}, but the schema takes {spec}. "
+                "Pass such a shape (for one element; jax.vmap adds the batch), or mend the schema."
             )
         if spec.dtype is not None and spec.dtype != operand.dtype:
             raise TypeError(
-                f"{where}: the argument {path!r} has dtype {operand.dtype}, but the schema takes {spec.dtype}. Convert it "
-                f"with .astype({spec.dtype.name!r}), or mend the schema."
+                f"{where}: the argument {path!r} has dtype {operand.dtype}, but the schema takes {spec.dtype}. "
+                f"Convert it with .astype({spec.dtype.name!r}), or mend the schema."
             )

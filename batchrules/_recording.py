@@ -1,4 +1,4 @@
-"""What host calls and device calls have in common as JAX primitives: their types, and a vmap rule that records the axis."""
+"""What host and device calls have in common as JAX primitives: their types, and a vmap rule that records the axis."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ class MappedOperands:
 
 def mapped_operands(axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None]) -> MappedOperands:
     """Bring the mapped axes to the front."""
-    axis = BatchAxis(
-        axis_data.size, tuple(dim is not None for dim in dims), mesh_axis=axis_data.explicit_mesh_axis
-    )
+    axis = BatchAxis(axis_data.size, tuple(dim is not None for dim in dims), mesh_axis=axis_data.explicit_mesh_axis)
     return MappedOperands([_rules.to_front(x, dim) for x, dim in zip(operands, dims, strict=True)], axis)
 
 

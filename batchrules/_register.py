@@ -23,7 +23,7 @@ _lock = threading.RLock()
 _registrations: dict[Any, Registration] = {}
 
 
-def register(
+def register(  # noqa: PLR0913  # options, all keyword-only
     primitive: Any,
     method: Method,
     *,
@@ -143,7 +143,11 @@ def _install_primitive(registration: Registration) -> Any:
 
 
 def _batch_primitive(
-    registration: Registration, axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None], **params: Any
+    registration: Registration,
+    axis_data: Any,
+    operands: Sequence[Any],
+    dims: Sequence[int | None],
+    **params: Any,
 ) -> tuple[Any, Any]:
     primitive = registration.primitive
     if all(dim is None for dim in dims):
@@ -157,7 +161,7 @@ def _batch_primitive(
     return (values, out_dims) if primitive.multiple_results else (values[0], out_dims[0])
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _PrimitiveBind:
     """Binds a primitive, with its parameters adapted where the bind is vectorised."""
 

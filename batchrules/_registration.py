@@ -8,7 +8,7 @@ from typing import Any
 
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis
-from batchrules._methods import Choice, Lead, MethodRequest, resolve_method
+from batchrules._methods import Choice, Lead, MethodRequest, asked_for, method_of
 from batchrules._schema import Schema
 
 Method = str | Callable[[dict[str, Any]], str]
@@ -76,17 +76,19 @@ class Registration:
             A `Choice` with the name of the method and the reason in words.
         """
         in_batched = tuple(axis is not None for axis in in_axes)
-        shapes = [
-            _mapped_in_front(tuple(operand.shape), axis) for operand, axis in zip(operands, in_axes, strict=True)
-        ]
+        shapes = [_mapped_in_front(tuple(operand.shape), axis) for operand, axis in zip(operands, in_axes, strict=True)]
         size = next(shape[0] for shape, batched in zip(shapes, in_batched, strict=True) if batched)
         return self.choose((BatchAxis(size, in_batched),), shapes, params)
 
     def choose(self, axes: Axes, shapes: Sequence[tuple[int, ...]], params: dict[str, Any]) -> Choice:
         """The method for a batch, whose operands have their mapped axis in front."""
-        request = MethodRequest(resolve_method(self.method, params, self.where), self.schema, where=self.where)
-        paths = [f"args.{i}" for i in range(len(shapes))]
-        choice = _batch.choose_for(request, axes, paths, shapes)
+        method = method_of(self.method, params, self.where) if callable(self.method) else self.method
+        request = MethodRequest(method, self.schema)
+        if method == "auto":
+            paths = [f"args.{i}" for i in range(len(shapes))]
+            choice = _batch.choose_for(request, axes, paths, shapes)
+        else:
+            choice = asked_for(request, _batch.mapped(axes, len(shapes)))
         aliased = _aliased_operands(params)
         return replace(choice, leads=_with_batch(choice.leads, aliased)) if aliased else choice
 

@@ -21,7 +21,7 @@ from batchrules._methods import Choice, Lead
 Call = Callable[[Sequence[Any], int | None], Sequence[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Plan:
     """How a batch is executed.
 
@@ -38,7 +38,7 @@ class Plan:
     results: Sequence[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Output:
     """One output: with all axes in front, or, where it depends on no mapped argument, as it is."""
 
@@ -117,7 +117,7 @@ def _shaped(output: Output, axes: Axes) -> Output:
     return Output(lax.reshape(output.array, (*_batch.sizes(axes), *output.array.shape[1:])), batched=True)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _FlatBatch:
     """A batch with one leading dimension: mapped arrays lead with it, the others are still single."""
 
@@ -129,7 +129,7 @@ class _FlatBatch:
     def run(self, elements: range) -> list[Output]:
         """One call for these elements."""
         size = len(elements)
-        rows = [x if len(x) == size else x[elements.start : elements.stop] for x in self._mapped()]
+        rows = [x if x.shape[0] == size else x[elements.start : elements.stop] for x in self._mapped()]
         return self._outputs(self._call(rows, size), size, alone=size == 1)
 
     def run_chunks(self, size: int, chunk: int) -> list[Output]:
@@ -145,7 +145,10 @@ class _FlatBatch:
         if full * chunk == size:
             return [Output(array, batched=is_batched) for array, is_batched in zip(head, batched, strict=True)]
         tail = self.run(range(full * chunk, size))
-        return [_joined(array, end, is_batched=is_batched) for array, end, is_batched in zip(head, tail, batched, strict=True)]
+        return [
+            _joined(array, end, is_batched=is_batched)
+            for array, end, is_batched in zip(head, tail, batched, strict=True)
+        ]
 
     def _mapped(self) -> list[Any]:
         return [array for array, is_mapped in zip(self.arrays, self.mapped, strict=True) if is_mapped]
@@ -159,8 +162,14 @@ class _FlatBatch:
         ]
         outputs = list(self.call(led, size))
         for position, output in enumerate(outputs):
-            self._check(position, output, size, led)
+            if not self._keeps_promise(position, output, size):
+                raise self._broken_promise(position, output, size, led)
         return outputs
+
+    def _keeps_promise(self, position: int, output: Any, size: int) -> bool:
+        shape = output.shape
+        leads_right = shape[:1] == (size,) or (shape[:1] == (1,) and self.plan.choice.method == "expand_dims")
+        return leads_right and shape[1:] == self.plan.results[position].shape
 
     def _outputs(self, arrays: Sequence[Any], size: int, *, alone: bool) -> list[Output]:
         # A batch of one cannot show whether an output depends on it. Unmapped is the answer that serves every
@@ -168,18 +177,16 @@ class _FlatBatch:
         unmapped = self.plan.choice.method == "expand_dims"
         return [Output(array, batched=not (unmapped and (alone or array.shape[0] != size))) for array in arrays]
 
-    def _check(self, position: int, output: Any, size: int, given: Sequence[Any]) -> None:
-        leads = (size, 1) if self.plan.choice.method == "expand_dims" else (size,)
-        element = tuple(self.plan.results[position].shape)
-        if output.ndim and output.shape[0] in leads and output.shape[1:] == element:
-            return
+    def _broken_promise(self, position: int, output: Any, size: int, given: Sequence[Any]) -> BatchContractError:
+        method = self.plan.choice.method
+        leads = dict.fromkeys((size, 1) if method == "expand_dims" else (size,))
+        expected = " or ".join(str((lead, *self.plan.results[position].shape)) for lead in leads)
         shapes = ", ".join(str(tuple(array.shape)) for array in given)
-        expected = " or ".join(str((lead, *element)) for lead in dict.fromkeys(leads))
-        raise BatchContractError(
-            f"{self.plan.where} was given a batch of {size} elements at once (method {self.plan.choice.method!r}), with "
-            f"operands of shape {shapes}, and output {position} has shape {tuple(output.shape)}: expected {expected}. "
-            "Make it handle a leading dimension (for a primitive whose parameters hold shapes, with update_params), or "
-            "use method='sequential'."
+        return BatchContractError(
+            f"{self.plan.where} was given a batch of {size} elements at once (method {method!r}), with operands of "
+            f"shape {shapes}, and output {position} has shape {tuple(output.shape)}: expected {expected}. Make it "
+            "handle a leading dimension (for a primitive whose parameters hold shapes, with update_params), or use "
+            "method='sequential'."
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
 
 from batchrules import _trees
 
@@ -129,7 +130,10 @@ class CallStructureParts:
 
 
 def _leaf_paths(parts: CallStructureParts, names: list[str]) -> list[str]:
-    named = [*zip(names, parts.args, strict=True), *((name, parts.kwargs[name]) for name in sorted(parts.kwargs))]
+    named = [
+        *zip(names, parts.args, strict=True),
+        *((name, parts.kwargs[name]) for name in sorted(parts.kwargs)),
+    ]
     return [f"{name}.{path}" if path else name for name, value in named for path in _trees.paths(value)]
 
 
@@ -164,8 +168,8 @@ def _checked_names(names: str | Sequence[str], where: str) -> tuple[str, ...]:
 def _check_static(name: str, value: Any, where: str) -> None:
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
-            f"{where}: the static argument {name!r} is a traced value, {jax.typeof(value)}. A static argument must be known "
-            "when the program is built: pass a Python value, or take the name out of static_argnames."
+            f"{where}: the static argument {name!r} is a traced value, {jax.typeof(value)}. A static argument must be "
+            "known when the program is built: pass a Python value, or take the name out of static_argnames."
         )
     try:
         hash(value)

@@ -164,7 +164,7 @@ def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -
 
 def _check_dtype(leaf: Any, path: str, where: str) -> None:
     dtype = getattr(leaf, "dtype", None)
-    if isinstance(dtype, np.dtype) and dtype.kind in "OSUMm" or (isinstance(dtype, np.dtype) and dtype.names):
+    if isinstance(dtype, np.dtype) and (dtype.kind in "OSUMm" or dtype.names):
         raise TypeError(
             f"{where}: the argument {path!r} is an array of dtype {dtype}, which JAX cannot hold. Convert it to a "
             "numeric or boolean dtype, or name the argument in static_argnames if it is not data."

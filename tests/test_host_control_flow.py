@@ -227,9 +227,7 @@ def test_equal_calls_through_two_wrappers_are_one_call():
         calls.append(x.shape)
         return x * 2
 
-    first, second = (
-        batchrules.host_call(function, lambda x: x, schema={"x": batchrules.ArraySpec()}) for _ in "ab"
-    )
+    first, second = (batchrules.host_call(function, lambda x: x, schema={"x": batchrules.ArraySpec()}) for _ in "ab")
     np.testing.assert_array_equal(jax.jit(lambda x: first(x) + second(x))(XS), 4 * XS)
     assert len(calls) == 1
 
@@ -272,9 +270,7 @@ def test_calls_with_different_options_stay_two(first, second):
         calls.append(x.shape)
         return x * 2
 
-    one, two = (
-        jax.vmap(batchrules.host_call(function, lambda x: x, **options)) for options in (first, second)
-    )
+    one, two = (jax.vmap(batchrules.host_call(function, lambda x: x, **options)) for options in (first, second))
     jax.block_until_ready(jax.jit(one)(XS))
     alone = collections.Counter(calls)
     calls.clear()

@@ -51,9 +51,7 @@ TREES = {
     "defaultdict": collections.defaultdict(list, b=np.ones(3), a=np.zeros(3)),
     "jax dataclass": Model(np.ones(3), np.zeros(3), kind="cubic"),
     "jax dataclass inside": {"m": (Model(np.ones(3), {"b": np.zeros(3)}), np.arange(3.0))},
-    "containers in a jax dataclass": Model(
-        Model([np.ones(3)], None), Point(np.zeros(3), {"k": np.arange(3.0)})
-    ),
+    "containers in a jax dataclass": Model(Model([np.ones(3)], None), Point(np.zeros(3), {"k": np.arange(3.0)})),
 }
 
 
@@ -281,7 +279,5 @@ def test_advice_for_an_unknown_container_can_be_followed():
 )
 def test_paths_of_results(promised, path):
     ones = jax.tree.map(lambda _: np.float64(1.0), promised)
-    with pytest.raises(
-        batchrules.ResultError, match=rf"output '{path}' has shape \(\), but .* promises \(2,\)"
-    ):
+    with pytest.raises(batchrules.ResultError, match=rf"output '{path}' has shape \(\), but .* promises \(2,\)"):
         batchrules.host_call(lambda: ones, promised)()

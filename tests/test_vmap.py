@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import batchrules
 from foreign import (
     COMBINE,
     DISCRETE,
@@ -11,6 +13,7 @@ from foreign import (
     RANKS,
     SCALARS,
     SEVERAL,
+    VECTORISED,
     arguments,
     assert_same,
     expected_calls,
@@ -26,26 +29,34 @@ def maybe_jit(function, jit):
     return jax.jit(function) if jit else function
 
 
-@ways
 @pytest.mark.parametrize(
     "in_axes", [(0, 0, 0), (1, -1, 0), (-1, None, None), (None, 1, None), (None, None, -1), (2, 0, None)], ids=str
 )
 @methods
-def test_in_axes(entry, method, in_axes, jit):
+def test_in_axes(entry, method, in_axes):
     args = arguments(RANKS, in_axes, N)
     with made(entry, RANKS, method) as foreign:
-        result = foreign.run(maybe_jit(jax.vmap(foreign.call, in_axes), jit), *args)
+        result = foreign.run(jax.jit(jax.vmap(foreign.call, in_axes)), *args)
     assert_same(result, jax.vmap(RANKS.twin, in_axes)(*args))
     assert foreign.log.count == expected_calls(method, N)
 
 
-@ways
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+@pytest.mark.parametrize("in_axes", [(1, -1, 0), (None, 0, None)], ids=str)
 @methods
-def test_batch_size(entry, method, batch_size, jit):
+def test_in_axes_outside_jit(entry, method, in_axes):
+    args = arguments(RANKS, in_axes, N)
+    with made(entry, RANKS, method) as foreign:
+        result = foreign.run(jax.vmap(foreign.call, in_axes), *args)
+    assert_same(result, jax.vmap(RANKS.twin, in_axes)(*args))
+    assert foreign.log.count == expected_calls(method, N)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+@pytest.mark.parametrize(("entry", "method"), [pair for pair in ENTRIES_AND_METHODS if pair[1] in VECTORISED])
+def test_batch_size(entry, method, batch_size):
     args = arguments(RANKS, (0, None, 0), N)
     with made(entry, RANKS, method, batch_size=batch_size) as foreign:
-        result = foreign.run(maybe_jit(jax.vmap(foreign.call, (0, None, 0)), jit), *args)
+        result = foreign.run(jax.jit(jax.vmap(foreign.call, (0, None, 0))), *args)
     assert_same(result, jax.vmap(RANKS.twin, (0, None, 0))(*args))
     assert foreign.log.count == expected_calls(method, N, batch_size)
 
@@ -92,7 +103,7 @@ def nested(call):
 
 @pytest.mark.parametrize(
     "in_axes",
-    [({"matrix": 1}, ([0], None)), ({"matrix": None}, 0), (0, ([None], -1)), ({"matrix": -1}, None)],
+    [({"matrix": 1}, ([0], None)), (None, ([None], -1)), ({"matrix": -1}, 0)],
     ids=str,
 )
 @methods
@@ -117,7 +128,7 @@ def test_collectives_over_a_named_axis_around_a_call(entry, method):
     def around(call):
         def function(x, y):
             total = jax.lax.psum(call(x, y), "i")
-            return call(total, y) - jax.lax.axis_index("i")
+            return call(total, y) - jax.lax.axis_index("i").astype(y.dtype)
 
         return jax.vmap(function, (0, None), axis_name="i")
 
@@ -126,20 +137,17 @@ def test_collectives_over_a_named_axis_around_a_call(entry, method):
         assert_same(foreign.run(jax.jit(around(foreign.call)), *args), around(COMBINE.twin)(*args))
 
 
-@pytest.mark.parametrize("entry", ["host", "device"])
-def test_keyword_arguments_are_mapped_along_axis_0(entry):
-    args = arguments(RANKS, (0, 0, 0), N)
-    names = ("matrix", "vector", "scalar")
-    calls = {
-        "host": lambda f: f,
-        "device": lambda f: f,
-    }
-    with made(entry, RANKS, "expand_dims") as foreign:
-        call = calls[entry](foreign.call)
-        result = jax.vmap(lambda **kwargs: call(*(kwargs[name] for name in names)))(
-            **dict(zip(names, args, strict=True))
-        )
-    assert_same(result, jax.vmap(RANKS.twin)(*args))
+@pytest.mark.parametrize("entry_point", [batchrules.host_call, batchrules.device_call])
+def test_keyword_arguments_are_mapped_along_axis_0(entry_point):
+    xp, options = (np, {"result_shape": jax.ShapeDtypeStruct((2,), "float64")})
+    if entry_point is batchrules.device_call:
+        xp, options = jnp, {}
+    call = entry_point(
+        lambda matrix, *, vector, scalar: RANKS(xp, matrix, vector, scalar), method="expand_dims", **options
+    )
+    matrix, vector, scalar = arguments(RANKS, (0, 0, 0), N)
+    result = jax.jit(jax.vmap(call))(matrix, scalar=scalar, vector=vector)
+    assert_same(result, jax.vmap(RANKS.twin)(matrix, vector, scalar))
 
 
 @methods
