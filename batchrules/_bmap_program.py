@@ -182,7 +182,7 @@ class Program:
         num_consts, num_last = self.element.num_consts, len(self.outputs.last)
         values = dict(zip(self.outputs.in_loop, self._map(size, consts[:num_consts], parts), strict=True))
         for i, y in zip(self.outputs.reduced_known, consts[num_consts:], strict=True):
-            values[i] = jnp.broadcast_to(y, (size, *y.shape))
+            values[i] = jax.vmap(lambda y=y: y, axis_size=size)()
         stacked = [self.layout.divide(values[i], self.outputs.axis(i)) for i in self.outputs.stacked]
         return [*(values[i] for i in self.outputs.last), *self._reduce(state[num_last:], values)], stacked
 

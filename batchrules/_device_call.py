@@ -18,6 +18,7 @@ from batchrules._methods import Choice, MethodRequest, check_batch_size, check_m
 from batchrules._recording import Result
 from batchrules._schema import Schema, Signature, as_schema, as_signature
 from batchrules._signature import Call, Parameters
+from batchrules._values import hashable
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DeviceCall:
 
     def __init__(self, fn: Callable[..., Any], static_argnames: str | Sequence[str], options: DeviceOptions) -> None:
         functools.update_wrapper(self, fn)
-        self._fn = fn
+        self._fn = hashable(fn)
         self._options = options
         self._parameters = Parameters(fn, static_argnames, options.name)
 

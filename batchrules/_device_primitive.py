@@ -1,4 +1,4 @@
-"""The device primitive: its vmap rule records the axis, its lowering runs the batch, its derivatives are sites again."""
+"""The device primitive: its vmap rule records the axis, its lowering runs the batch, its derivatives are sites too."""
 
 from __future__ import annotations
 

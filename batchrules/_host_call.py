@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch
 from batchrules._recording import Result
 from batchrules._schema import Schema, as_schema, as_signature
 from batchrules._signature import Call, Parameters
+from batchrules._values import hashable
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class HostCall:
         options: HostOptions,
     ) -> None:
         functools.update_wrapper(self, fn)
-        self._fn = fn
+        self._fn = hashable(fn)
         self._options = options
         self._result_shape = result_shape
         self._parameters = Parameters(fn, static_argnames, options.name)
@@ -70,7 +71,7 @@ class HostCall:
 
     def __repr__(self) -> str:
         """The name and the method."""
-        return f"<host_call {self._options.name} method={self._options.method!r}>"
+        return f"<{self._options.name} method={self._options.method!r}>"
 
     def method_for(self, *args: Any, in_axes: Any = 0, **kwargs: Any) -> Choice:
         """Tell which method `jax.vmap(self, in_axes)(*args)` would use, and why. Nothing is called.
@@ -100,7 +101,8 @@ class HostCall:
         arrays = [_operands.as_numpy(leaf) for leaf in call.leaves]
         site = self._site(call, arrays)
         outputs = Runner(site, (), [array.shape for array in arrays])(*arrays)
-        return _trees.unflatten(site.result_tree, outputs)
+        # A copy, because the array may be a buffer that the function goes on using.
+        return _trees.unflatten(site.result_tree, [output.copy() for output in outputs])
 
     def _site(self, call: Call, operands: Sequence[Any]) -> HostFunction:
         options = self._options
@@ -222,18 +224,48 @@ def _promised(shapes: Any, where: str) -> tuple[tuple[Result, ...], _trees.Struc
 
 
 def _result(leaf: Any, path: str, where: str) -> Result:
-    place = f"result_shape[{path!r}]" if path else "result_shape"
+    place = f"{where}: result_shape[{path!r}]" if path else f"{where}: result_shape"
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         raise TypeError(
-            f"{where}: {place} is {leaf!r} of type {type(leaf).__name__}, which has no shape and dtype. Use "
+            f"{place} is {leaf!r} of type {type(leaf).__name__}, which has no shape and dtype. Use "
             "jax.ShapeDtypeStruct(shape, dtype)."
         )
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        raise TypeError(f"{where}: {place} promises {leaf.dtype}, which NumPy cannot hold; promise its key data.")
-    dtype = np.dtype(leaf.dtype)
-    if _jax_versions.canonical_dtype(dtype) != dtype:
+    return Result(path, _promised_shape(leaf.shape, place), _promised_dtype(leaf.dtype, place))
+
+
+def _promised_shape(shape: Any, place: str) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Iterable) else None
+    if sizes is None or not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes):
         raise ValueError(
-            f"{where}: {place} promises {dtype}, but 64-bit types are off in JAX. Promise "
-            f"{_jax_versions.canonical_dtype(dtype)}, or turn them on: jax.config.update('jax_enable_x64', True)."
+            f"{place} promises the shape {shape!r}. A shape is a tuple of whole numbers from 0; where it depends on the "
+            "arguments, let result_shape be a function of them."
         )
-    return Result(path, tuple(leaf.shape), dtype)
+    return tuple(int(size) for size in sizes)
+
+
+def _promised_dtype(dtype: Any, place: str) -> np.dtype[Any]:
+    if _is_extended(dtype):
+        raise TypeError(f"{place} promises {dtype}, which NumPy cannot hold; promise its key data.")
+    promised = _numpy_dtype(dtype)
+    if promised is None or promised.kind in "OSUMm" or promised.names:
+        raise TypeError(f"{place} promises the dtype {dtype!r}, which JAX cannot hold; promise a number or a bool.")
+    canonical = _jax_versions.canonical_dtype(promised)
+    if canonical != promised:
+        raise ValueError(
+            f"{place} promises {promised}, but 64-bit types are off in JAX. Promise {canonical}, or turn them on: "
+            "jax.config.update('jax_enable_x64', True)."
+        )
+    return promised
+
+
+def _is_extended(dtype: Any) -> bool:
+    return not isinstance(dtype, str) and dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended)
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
+    if dtype is None:
+        return None  # np.dtype(None) would be float64
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        return None

@@ -95,8 +95,7 @@ def as_array(function: HostFunction, output: int, value: Any, where: str) -> np.
     if array.dtype != promised.dtype:
         raise ResultError(
             f"{function.name}{where}: {_output(promised)} has dtype {array.dtype}, but result_shape promises "
-            f"{promised.dtype}. Convert it in the function (result.astype({promised.dtype.name!r})) or promise "
-            f"{array.dtype.name}."
+            f"{promised.dtype}. Convert it in the function: result.astype({promised.dtype.name!r})."
         )
     return array
 

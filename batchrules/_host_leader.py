@@ -38,7 +38,7 @@ class Attempts:
         self._nothing = [np.zeros(*_output(site, axes, i)) for i in range(len(site.results))]
         self._name = site.name
         self.arguments = len(shapes)
-        self._failures: dict[int, Exception] = {}
+        self._failures: dict[int, BaseException] = {}
         self._tickets = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -46,8 +46,8 @@ class Attempts:
         """The outputs and ticket 0; or zeros and the ticket of the failure."""
         try:
             return (*self._run(*arrays), np.int32(0))
-        # Whatever the foreign code raises must be carried to every device, which `report` does.
-        except Exception as error:  # noqa: BLE001
+        # Whatever the foreign code raises, KeyboardInterrupt too, must be carried to every device by `report`.
+        except BaseException as error:  # noqa: BLE001
             return (*self._nothing, np.int32(self._keep(error)))
 
     def report(self, ticket: np.ndarray[Any, Any]) -> tuple[Any, ...]:
@@ -57,7 +57,7 @@ class Attempts:
             raise RuntimeError(f"{self._name} failed in the process that called it; see the error raised there.")
         raise failure
 
-    def _keep(self, error: Exception) -> int:
+    def _keep(self, error: BaseException) -> int:
         with self._lock:
             ticket = next(self._tickets) % (2**31 - 1) or 1
             self._failures[ticket] = error

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from batchrules import _callbacks, _host_leader, _jax_versions, _placement
 from batchrules._batch import Axes
@@ -54,7 +54,7 @@ def _span(ctx: mlir.LoweringRuleContext, avals: Sequence[Any]) -> Span | None:
     if isinstance(context, mlir.ShardingContext):
         if context.num_devices == 1:
             return None
-        mesh = _mesh_in_use(avals, AbstractMesh((context.num_devices,), (_DEVICES,)))
+        mesh = _mesh_in_use(avals, AbstractMesh((context.num_devices,), (_DEVICES,), axis_types=(AxisType.Auto,)))
         return Span(mesh, mesh.axis_names)
     if isinstance(context, mlir.SPMDAxisContext):
         manual = context.manual_axes
@@ -94,4 +94,4 @@ def _ranks(mesh: AbstractMesh, sharing: tuple[Any, ...]) -> jax.Array:
     ranks = jnp.arange(math.prod(mesh.shape[name] for name in sharing), dtype=jnp.int32)
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     explicit = tuple(name for name in sharing if types[name] == AxisType.Explicit)
-    return jax.sharding.reshard(ranks, PartitionSpec(explicit)) if explicit else ranks
+    return jax.sharding.reshard(ranks, NamedSharding(mesh, PartitionSpec(explicit))) if explicit else ranks

@@ -42,9 +42,16 @@ def _run_eagerly(*operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any
     if len(devices) > 1:
         return xla.apply_primitive(host_call_p, *operands, site=site, axes=axes)
     # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
-    arrays = [np.asarray(operand) for operand in operands]
+    arrays = [_read_only(operand) for operand in operands]
     outputs = Runner(site, axes, [array.shape for array in arrays])(*arrays)
     return [_on_device(output, devices) for output in outputs]
+
+
+def _read_only(operand: Any) -> np.ndarray[Any, Any]:
+    # Under an eager jax.vmap a NumPy array arrives as the caller's own.
+    array = np.asarray(operand).view()
+    array.flags.writeable = False
+    return array
 
 
 def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from batchrules import _batch, _jax_versions
 from batchrules._batch import Axes
@@ -21,7 +21,8 @@ def as_operand(leaf: Any) -> Any:
     if all(entry is None for entry in spec):
         return array
     # Opaque code cannot be told that its element is split, and cotangents must have the type of their arguments.
-    return jax.sharding.reshard(array, PartitionSpec(*([None] * array.ndim)))
+    mesh = jax.typeof(array).sharding.mesh
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*([None] * array.ndim))))
 
 
 def aligned(operands: Sequence[Any]) -> list[Any]:

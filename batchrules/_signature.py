@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import jax.core
 
 from batchrules import _trees
+from batchrules._values import Static
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,18 @@ class CallStructure:
     """
 
     tree: _trees.Structure
-    static_positions: tuple[tuple[int, Any], ...] = ()
-    static_keywords: tuple[tuple[str, Any], ...] = ()
+    static_positions: tuple[tuple[int, Static], ...] = ()
+    static_keywords: tuple[tuple[str, Static], ...] = ()
 
     def assemble(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The positional and keyword arguments, with these arrays."""
         args, kwargs = _trees.unflatten(self.tree, leaves)
         if self.static_positions:
             args = list(args)
-            for position, value in self.static_positions:
-                args.insert(position, value)
-        kwargs.update(self.static_keywords)
+            for position, static in self.static_positions:
+                args.insert(position, static.value)
+        for name, static in self.static_keywords:
+            kwargs[name] = static.value
         return args, kwargs
 
     @property
@@ -84,12 +86,18 @@ class Parameters:
 
     def divide(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         """Divide a call's arguments into arrays and static values; what can be positional becomes so."""
-        if kwargs and self._signature is not None:
-            bound = self._signature.bind(*args, **kwargs)
-            args, kwargs = bound.args, bound.kwargs
+        if self._signature is not None:
+            args, kwargs = self._bound(self._signature, args, kwargs)
         if self._static:
             return self._divide_static(args, kwargs)
         return self._flatten(CallStructureParts(tuple(args), kwargs), self._argument_names(range(len(args))))
+
+    def _bound(self, signature: inspect.Signature, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._where}{signature} was called with other arguments: {error}.") from error
+        return bound.args, bound.kwargs
 
     def _divide_static(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         static = [i for i in range(len(args)) if self._name(i) in self._static]
@@ -100,8 +108,8 @@ class Parameters:
         parts = CallStructureParts(
             tuple(args[i] for i in dynamic),
             {name: value for name, value in kwargs.items() if name not in self._static},
-            tuple((i, args[i]) for i in static),
-            static_keywords,
+            tuple((i, Static(args[i])) for i in static),
+            tuple((name, Static(value)) for name, value in static_keywords),
         )
         return self._flatten(parts, self._argument_names(dynamic))
 
@@ -125,8 +133,8 @@ class CallStructureParts:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    static_positions: tuple[tuple[int, Any], ...] = ()
-    static_keywords: tuple[tuple[str, Any], ...] = ()
+    static_positions: tuple[tuple[int, Static], ...] = ()
+    static_keywords: tuple[tuple[str, Static], ...] = ()
 
 
 def _leaf_paths(parts: CallStructureParts, names: list[str]) -> list[str]:
@@ -158,11 +166,10 @@ def _keyword_names(signature: inspect.Signature | None) -> set[str] | None:
 
 
 def _checked_names(names: str | Sequence[str], where: str) -> tuple[str, ...]:
-    listed = (names,) if isinstance(names, str) else tuple(names)
-    for name in listed:
-        if not isinstance(name, str):
-            raise TypeError(f"{where}: static_argnames must be a string or a sequence of strings; got {names!r}.")
-    return listed
+    listed = (names,) if isinstance(names, str) else names
+    if not isinstance(listed, Iterable) or not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"{where}: static_argnames must be a string or a sequence of strings; got {names!r}.")
+    return tuple(listed)
 
 
 def _check_static(name: str, value: Any, where: str) -> None:

@@ -109,9 +109,9 @@ def paths(tree: Any) -> list[str]:
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
-    entries, leaves, _ = optree.tree_flatten_with_path(tree)
-    for path, leaf in zip(entries, leaves, strict=True):
-        prefix = tuple(str(entry) for entry in path)
+    accessors, leaves, _ = optree.tree_flatten_with_accessor(tree)
+    for accessor, leaf in zip(accessors, leaves, strict=True):
+        prefix = tuple(str(getattr(entry, "field", entry.entry)) for entry in accessor)
         if _is_plain(leaf) or not _is_jax_container(leaf):
             yield prefix
             continue
@@ -157,14 +157,14 @@ def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -
             continue
         raise TypeError(
             f"{where}: the argument {path!r} is a {type(leaf).__name__}, which is neither an array, nor a number, nor "
-            "a container that optree or JAX knows. Register its type with optree.register_pytree_node or "
-            "jax.tree_util.register_dataclass, or name the argument in static_argnames if it is not data."
+            "a container that optree or JAX knows. Register its type with jax.tree_util.register_dataclass or "
+            "jax.tree_util.register_pytree_node, or name the argument in static_argnames if it is not data."
         )
 
 
 def _check_dtype(leaf: Any, path: str, where: str) -> None:
     dtype = getattr(leaf, "dtype", None)
-    if isinstance(dtype, np.dtype) and (dtype.kind in "OSUMm" or dtype.names):
+    if isinstance(dtype, np.dtype) and (dtype.kind in "OSUMm" or dtype.names or dtype.char in "gG"):
         raise TypeError(
             f"{where}: the argument {path!r} is an array of dtype {dtype}, which JAX cannot hold. Convert it to a "
             "numeric or boolean dtype, or name the argument in static_argnames if it is not data."

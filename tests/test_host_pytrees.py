@@ -242,7 +242,7 @@ def test_functions_that_are_instances_methods_partials_and_ufuncs(jit):
     [
         (("text",), {}, "x"),
         (({"a": [1.0, "text"]},), {}, "x.a.1"),
-        ((Point(1.0, object()),), {}, "x.1"),
+        ((Point(1.0, object()),), {}, "x.y"),
         ((Model(1.0, {"k": "text"}),), {}, "x.bias.k"),
         (([Model((1.0, "text"), 2.0)],), {}, "x.0.weight.1"),
         ((1.0, 2.0, "text"), {}, "args.2"),
@@ -273,7 +273,7 @@ def test_advice_for_an_unknown_container_can_be_followed():
     ("promised", "path"),
     [
         ({"a": SCALAR, "b": (SCALAR, jax.ShapeDtypeStruct((2,), "float64"))}, "b.1"),
-        (Point(SCALAR, jax.ShapeDtypeStruct((2,), "float64")), "1"),
+        (Point(SCALAR, jax.ShapeDtypeStruct((2,), "float64")), "y"),
         (Model(SCALAR, [jax.ShapeDtypeStruct((2,), "float64")]), "bias.0"),
     ],
 )

@@ -1,0 +1,58 @@
+"""Values as JAX's caches must compare them: by what a function could tell apart, and never by an unhashable one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Static:
+    """A static argument. `1 == True == 1.0` and `0.0 == -0.0`, yet a function can tell them apart, and so does this."""
+
+    __slots__ = ("_key", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._key = _key(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, float):
+        return type(value), value.hex()
+    if isinstance(value, complex):
+        return type(value), value.real.hex(), value.imag.hex()
+    if isinstance(value, tuple):
+        return type(value), tuple(_key(part) for part in value)
+    if isinstance(value, frozenset):
+        return type(value), frozenset(_key(part) for part in value)
+    return type(value), value
+
+
+@dataclass(frozen=True, eq=False)
+class ByIdentity:
+    """A callable without a hash, such as an instance of a plain dataclass, compared by identity."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        return self.function(*args, **kwargs)
+
+
+def hashable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, in a form that JAX can put into a cache."""
+    try:
+        hash(function)
+    except TypeError:
+        return ByIdentity(function)
+    return function

@@ -1,0 +1,109 @@
+"""batch_size="auto": the largest chunk whose compiled program fits."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bmap_cases import assert_close, random
+
+from batchrules._bmap import bmap
+from batchrules._bmap_memory import largest_batch_size
+
+WIDTH, SIZE = 32, 2000
+WHOLE = 2 * SIZE * WIDTH * 8  # argument and result
+
+
+def layers(a):
+    for seed in range(3):
+        a = jnp.tanh(random((WIDTH, WIDTH), seed) @ a)
+    return a
+
+
+def program_bytes(batch_size):
+    compiled = jax.jit(bmap(layers, batch_size=batch_size)).lower(random((SIZE, WIDTH))).compile()
+    found = compiled.memory_analysis()
+    return found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("spare", [0.1, 0.3, 0.7])
+def test_the_program_fits_and_a_much_larger_one_does_not(spare):
+    limit = int(WHOLE * (1 + spare / 2))
+    ours = bmap(layers, batch_size="auto", max_bytes=limit)
+    a = random((SIZE, WIDTH))
+    chosen = ours.batch_size_for(a)
+    assert program_bytes(chosen) <= limit
+    assert chosen == SIZE or program_bytes(min(SIZE, 2 * chosen + 8)) > limit
+    assert_close(jax.jit(ours)(a), jax.vmap(layers)(a))
+
+
+def test_all_elements_where_they_fit():
+    assert bmap(layers, batch_size="auto", max_bytes=10 * WHOLE).batch_size_for(random((SIZE, WIDTH))) == SIZE
+
+
+def test_nothing_fits():
+    ours = bmap(layers, batch_size="auto", max_bytes=1000)
+    with pytest.raises(ValueError, match=r"no batch size fits max_bytes=1000: with 1 element\(s\) at a time.*takes \d+ bytes"):
+        ours(random((SIZE, WIDTH)))
+
+
+def test_a_device_that_does_not_tell_its_memory():
+    with pytest.raises(ValueError, match=r"needs max_bytes="):
+        bmap(layers, batch_size="auto")(random((SIZE, WIDTH)))
+
+
+def test_the_choice_is_made_once_for_each_shape():
+    ours = bmap(layers, batch_size="auto", max_bytes=int(1.2 * WHOLE))
+    a = random((SIZE, WIDTH))
+    ours.batch_size_for(a)
+    lowered = []
+    original = jax.jit
+    try:
+        jax.jit = lambda *args, **kwargs: lowered.append(args) or original(*args, **kwargs)
+        ours.batch_size_for(a)
+    finally:
+        jax.jit = original
+    assert lowered == []
+
+
+def test_inside_jit_and_with_values_closed_over():
+    w = random((WIDTH, WIDTH))
+
+    def f(w, a):
+        return bmap(lambda x: jnp.tanh(w @ x), batch_size="auto", max_bytes=int(1.2 * WHOLE))(a)
+
+    a = random((SIZE, WIDTH))
+    assert_close(jax.jit(f)(w, a), jnp.tanh(a @ w.T))
+    assert_close(jax.jit(jax.grad(lambda w: jnp.sum(f(w, a))))(w), jax.grad(lambda w: jnp.sum(jnp.tanh(a @ w.T)))(w))
+
+
+def test_one_trace():
+    traces = []
+
+    def f(a):
+        traces.append(a)
+        return layers(a)
+
+    bmap(f, batch_size="auto", max_bytes=int(1.2 * WHOLE))(random((SIZE, WIDTH)))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("batch_size", [3, 100, None])
+def test_batch_size_for_a_given_one(batch_size):
+    assert bmap(jnp.sin, batch_size=batch_size).batch_size_for(random(7)) == (3 if batch_size == 3 else 7)
+
+
+@pytest.mark.parametrize("per_element", [1, 10, 1000])
+@pytest.mark.parametrize("size", [1, 2, 1000, 100_000])
+def test_the_search(per_element, size):
+    def bytes_for(batch_size):
+        return 500 + per_element * batch_size
+
+    for largest in {1, size // 3 + 1, size}:
+        found = largest_batch_size(bytes_for, size, bytes_for(largest))
+        assert largest - max(1, largest // 32) <= found <= largest
+
+
+def test_the_search_where_memory_grows_in_steps():
+    def bytes_for(batch_size):
+        return 1000 * -(-batch_size // 64)
+
+    assert bytes_for(largest_batch_size(bytes_for, 5000, 20_000)) <= 20_000

@@ -1,0 +1,57 @@
+"""axis_name= works where a chunk is the whole axis, and is an error elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bmap_cases import assert_close, random
+from jax import lax
+
+from batchrules._bmap import bmap
+
+COLLECTIVES = {
+    "psum": lambda a: lax.psum(a, "i"),
+    "pmean": lambda a: lax.pmean(a, "i"),
+    "pmax": lambda a: lax.pmax(a, "i"),
+    "all_gather": lambda a: lax.all_gather(a, "i"),
+    "axis_index": lambda a: lax.axis_index("i") + a.astype(int),
+    "ppermute": lambda a: lax.ppermute(a, "i", [(k, (k + 1) % 7) for k in range(7)]),
+    "inside jit": lambda a: jax.jit(lambda b: lax.psum(b, "i"))(a),
+    "inside scan": lambda a: lax.scan(lambda c, _: (lax.pmean(c, "i"), None), a, length=2)[0],
+}
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+@pytest.mark.parametrize("batch_size", [7, 100, None])
+def test_a_chunk_that_is_the_whole_axis(name, batch_size):
+    ours = bmap(COLLECTIVES[name], axis_name="i", batch_size=batch_size)(random(7))
+    assert_close(ours, jax.vmap(COLLECTIVES[name], axis_name="i")(random(7)))
+
+
+def test_a_whole_axis_that_is_reduced():
+    ours = bmap(lambda a: a / lax.psum(a, "i"), axis_name="i", batch_size=7, reduce="sum")
+    assert_close(ours(random(7)), jnp.sum(random(7) / jnp.sum(random(7))))
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_real_chunks(name, batch_size):
+    with pytest.raises(ValueError, match=r"collective over the axis 'i', which needs all 7 elements.*batch_size=None"):
+        bmap(COLLECTIVES[name], axis_name="i", batch_size=batch_size)(random(7))
+
+
+def test_the_length_of_the_axis_is_known_to_each_chunk():
+    ours = bmap(lambda a: a * lax.psum(1, "i"), axis_name="i", batch_size=3)
+    assert_close(ours(random(7)), random(7) * 7)
+
+
+def test_a_name_that_nothing_uses():
+    assert_close(bmap(jnp.sin, axis_name="i", batch_size=3)(random(7)), jnp.sin(random(7)))
+
+
+def test_collectives_over_other_axes():
+    def f(by):
+        return jax.vmap(by(lambda a: a - lax.pmean(a, "outer")), axis_name="outer")
+
+    assert_close(f(lambda g: bmap(g, batch_size=3))(random((4, 7))), f(jax.vmap)(random((4, 7))))
+    inner = bmap(lambda a: jax.vmap(lambda b: lax.psum(b, "i"), axis_name="i")(a), axis_name="i", batch_size=3)
+    assert_close(inner(random((7, 4))), jnp.broadcast_to(jnp.sum(random((7, 4)), axis=1, keepdims=True), (7, 4)))

@@ -1,0 +1,155 @@
+"""Derivatives of bmap equal those of jax.vmap, in every mode, to every order, with and without checkpoint."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bmap_cases import (
+    NETWORK_AXES,
+    NETWORK_OUT_AXES,
+    assert_close,
+    network,
+    network_arguments,
+    random,
+    sum_of_sines,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+
+from batchrules._bmap import bmap
+
+TWIN = jax.vmap(network, NETWORK_AXES, NETWORK_OUT_AXES)
+BATCHES = [(7, 3), (8, 3), (12, 4), (12, 1)]  # with a smaller chunk, and with equal chunks; size 8 and 12 in blocks
+ALL = (0, 1, 2)
+
+
+@pytest.fixture(params=[False, True], ids=["", "checkpoint"])
+def mapped(request):
+    return functools.partial(bmap, network, NETWORK_AXES, NETWORK_OUT_AXES, checkpoint=request.param)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("size", "batch_size"), BATCHES)
+@pytest.mark.parametrize("argnums", [0, 1, 2, ALL])
+def test_grad(mapped, size, batch_size, argnums, jit):
+    args = network_arguments(size)
+    ours = jax.grad(sum_of_sines(mapped(batch_size=batch_size)), argnums)
+    assert_close((jax.jit(ours) if jit else ours)(*args), jax.grad(sum_of_sines(TWIN), argnums)(*args))
+
+
+@pytest.mark.parametrize("transform", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize(("size", "batch_size"), BATCHES)
+def test_jacobians(mapped, transform, size, batch_size):
+    args = network_arguments(size)
+    assert_close(jax.jit(transform(mapped(batch_size=batch_size), ALL))(*args), transform(TWIN, ALL)(*args))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), BATCHES)
+def test_jvp_and_vjp(mapped, size, batch_size):
+    args, moved = network_arguments(size), tuple(jnp.cos(x) for x in network_arguments(size))
+    ours = mapped(batch_size=batch_size)
+    assert_close(jax.jvp(ours, args, moved), jax.jvp(TWIN, args, moved))
+    (result, pull), (twin, twin_pull) = jax.vjp(ours, *args), jax.vjp(TWIN, *args)
+    assert_close(result, twin)
+    assert_close(pull(jax.tree.map(jnp.cos, result)), twin_pull(jax.tree.map(jnp.cos, twin)))
+
+
+@pytest.mark.parametrize("second", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("first", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize(("size", "batch_size"), [(7, 3), (8, 3)])
+def test_second_derivatives(mapped, first, second, size, batch_size):
+    args = network_arguments(size)
+    ours = jax.jit(second(first(sum_of_sines(mapped(batch_size=batch_size)), (0, 1)), (0, 1)))
+    assert_close(ours(*args), second(first(sum_of_sines(TWIN), (0, 1)), (0, 1))(*args))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_third_derivative(checkpoint):
+    ours = jax.grad(jax.grad(jax.grad(lambda s: jnp.sum(bmap(jnp.sin, batch_size=3, checkpoint=checkpoint)(s * a)))))
+    a, s = random(7), random(())
+    assert_close(ours(s), jax.grad(jax.grad(jax.grad(lambda s: jnp.sum(jnp.sin(s * a)))))(s))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_vmap_of_grad_of_bmap(checkpoint):
+    a = random((3, 7))
+    ours = jax.vmap(jax.grad(lambda a: jnp.sum(bmap(jnp.sin, batch_size=3, checkpoint=checkpoint)(a) ** 2)))
+    assert_close(jax.jit(ours)(a), 2 * jnp.sin(a) * jnp.cos(a))
+
+
+def test_bmap_of_grad():
+    a, w = random((8, 4)), random((4, 4), 1)
+    gradient = jax.grad(lambda w, a: jnp.sum(jnp.tanh(w @ a)))
+    assert_close(bmap(gradient, (None, 0), batch_size=3)(w, a), jax.vmap(gradient, (None, 0))(w, a))
+
+
+def test_grad_of_nested_bmap():
+    a = random((7, 5))
+    ours = jax.grad(lambda a: jnp.sum(bmap(bmap(jnp.sin, batch_size=2, checkpoint=True), batch_size=3)(a)))
+    assert_close(jax.jit(ours)(a), jnp.cos(a))
+
+
+def test_results_that_do_not_take_part():
+    """Integers, keys, and results of which no one needs a derivative."""
+
+    def f(a, b, n, key):
+        return a * jax.random.normal(key), jnp.sin(b), n, key
+
+    args = random(7), random(7, 1), jnp.arange(7), jax.random.split(jax.random.key(0), 7)
+
+    def first(by):
+        return lambda *args: jnp.sum(by(f)(*args)[0] ** 2)
+
+    ours = jax.jit(jax.grad(first(functools.partial(bmap, batch_size=3)), (0, 1)))
+    assert_close(ours(*args), jax.grad(first(jax.vmap), (0, 1))(*args))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_complex_numbers(checkpoint):
+    def f(w, z):
+        return jnp.exp(1j * w * z), lax.complex(jnp.real(z), jnp.ones(())) * w
+
+    def loss(by):
+        return lambda w, z: sum(jnp.sum(jnp.abs(y) ** 2) for y in by(f, in_axes=(None, 0))(w, z))
+
+    args = lax.complex(random(()), random((), 3)), lax.complex(random(7, 1), random(7, 2))
+    ours = functools.partial(bmap, batch_size=3, checkpoint=checkpoint)
+    assert_close(jax.jit(jax.grad(loss(ours), (0, 1)))(*args), jax.grad(loss(jax.vmap), (0, 1))(*args))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_custom_rules_inside(checkpoint):
+    @jax.custom_vjp
+    def f(a):
+        return jnp.sin(a)
+
+    f.defvjp(lambda a: (jnp.sin(a), a), lambda a, ct: (3 * ct * a,))
+    a = random(7)
+    assert_close(jax.grad(lambda a: jnp.sum(bmap(f, batch_size=3, checkpoint=checkpoint)(a)))(a), 3 * a)
+
+
+def test_no_derivative_is_asked_of_arguments_that_have_none():
+    def f(n, a):
+        result = jax.ShapeDtypeStruct((), "float64")
+        return jax.pure_callback(lambda n: np.asarray(n, "float64"), result, n, vmap_method="expand_dims") * a
+
+    n, a = jnp.arange(7), random(7)
+    assert_close(jax.grad(lambda a: jnp.sum(bmap(f, batch_size=3)(n, a)))(a), n.astype("float64"))
+
+
+@given(
+    st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, -1]), st.integers(1, 9), st.integers(1, 8), st.booleans()
+)
+def test_gradients_along_any_axis(in_axis, out_axis, size, batch_size, checkpoint):
+    shape = [2, 3]
+    shape.insert(in_axis, size)
+    a, w = random(shape), random((2, 3), 1)
+
+    def loss(by):
+        return lambda w, a: jnp.sum(jnp.sin(by(lambda w, a: jnp.tanh(w * a), (None, in_axis), out_axis)(w, a)))
+
+    ours = functools.partial(bmap, batch_size=batch_size, checkpoint=checkpoint)
+    assert_close(jax.grad(loss(ours), (0, 1))(w, a), jax.grad(loss(jax.vmap), (0, 1))(w, a))

@@ -1,0 +1,77 @@
+"""What is in memory besides arguments and results: one chunk. The figures are the compiler's own."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bmap_cases import random
+
+from batchrules._bmap import bmap
+
+WIDTH, SIZE, BATCH = 64, 4096, 128
+ROW = 8 * WIDTH
+WHOLE, CHUNK = SIZE * ROW, BATCH * ROW
+
+
+def layers(a):
+    for seed in range(3):
+        a = jnp.tanh(random((WIDTH, WIDTH), seed) @ a)
+    return a
+
+
+def temporaries(function, *args):
+    return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def inputs(size, axis=0):
+    return random((size, WIDTH) if axis == 0 else (WIDTH, size), 9)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_forward(size, axis):
+    ours = bmap(layers, axis, axis, batch_size=BATCH)
+    assert temporaries(ours, inputs(size, axis)) < 8 * CHUNK < WHOLE / 2
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_gradient_with_checkpoint_keeps_one_chunk(size, axis):
+    ours = bmap(layers, axis, axis, batch_size=BATCH, checkpoint=True)
+    gradient = jax.grad(lambda a: jnp.sum(ours(a) ** 2))
+    # The results themselves (or their cotangents), and a few arrays of a chunk.
+    assert temporaries(gradient, inputs(size, axis)) < WHOLE + 16 * CHUNK
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_gradient_takes_less_than_that_of_map(size):
+    def gradient(mapped):
+        return jax.grad(lambda a: jnp.sum(mapped(a) ** 2))
+
+    ours = gradient(bmap(layers, batch_size=BATCH))
+    peer = gradient(lambda a: jax.lax.map(layers, a, batch_size=BATCH))
+    assert temporaries(ours, inputs(size)) < 0.96 * temporaries(peer, inputs(size))
+
+
+def test_gradients_of_reverse_over_reverse_do_not_grow_with_the_chunks():
+    """No whole array is kept for each chunk."""
+    ours = bmap(layers, batch_size=BATCH, checkpoint=True)
+    twice = jax.grad(lambda a: jnp.sum(jax.grad(lambda a: jnp.sum(ours(a) ** 2))(a) ** 2))
+    assert temporaries(twice, inputs(SIZE)) < 24 * WHOLE
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", (0.0, jnp.add)])
+def test_a_reduction_keeps_one_chunk(reduce):
+    ours = bmap(layers, batch_size=BATCH, reduce=reduce)
+    assert temporaries(ours, inputs(SIZE)) < 8 * CHUNK
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_the_gradient_of_a_reduction_keeps_one_chunk(reduce):
+    ours = bmap(lambda a: jnp.sum(layers(a) ** 2), batch_size=BATCH, reduce=reduce, checkpoint=True)
+    assert temporaries(jax.grad(ours), inputs(SIZE)) < 24 * CHUNK
+
+
+def test_no_whole_array_is_transposed_or_concatenated():
+    ours = jax.make_jaxpr(bmap(lambda a: a * 2, 1, 1, batch_size=BATCH))(inputs(SIZE + 1, 1))
+    names = {eqn.primitive.name for eqn in ours.jaxpr.eqns}
+    assert not names & {"transpose", "concatenate", "pad", "gather"}

@@ -1,0 +1,101 @@
+"""progress=True: a bar that counts each chunk once."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bmap_cases import assert_close, random
+
+from batchrules._bmap import bmap
+
+SIZE, BATCH = 13, 5  # 3 and twice 5
+
+
+class Bar:
+    """Stands in for tqdm's: counts."""
+
+    made = []
+
+    def __init__(self, total, desc, unit):
+        self.total, self.desc, self.unit, self.n, self.closed = total, desc, unit, 0, False
+        Bar.made.append(self)
+
+    def update(self):
+        self.n += 1
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    import importlib.machinery
+    import types
+
+    package, module = types.ModuleType("tqdm"), types.ModuleType("tqdm.auto")
+    package.__spec__ = importlib.machinery.ModuleSpec("tqdm", None)
+    module.tqdm = Bar
+    monkeypatch.setitem(sys.modules, "tqdm", package)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", module)
+    monkeypatch.setattr(Bar, "made", [])
+    return Bar.made
+
+
+def finish(result):
+    jax.block_until_ready(result)
+    jax.effects_barrier()
+    return result
+
+
+def check(bars, number):
+    assert [(bar.n, bar.total, bar.closed) for bar in bars] == [(3, 3, True)] * number
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_each_chunk_counts_once(bars, jit):
+    ours = bmap(jnp.sin, batch_size=BATCH, progress=True)
+    ours = jax.jit(ours) if jit else ours
+    for number in (1, 2):  # the second run has a bar of its own
+        assert_close(finish(ours(random(SIZE))), jnp.sin(random(SIZE)))
+        check(bars, number)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("transform", [jax.grad, jax.value_and_grad])
+def test_under_grad(bars, transform, checkpoint):
+    ours = bmap(jnp.sin, batch_size=BATCH, progress=True, checkpoint=checkpoint)
+    finish(jax.jit(transform(lambda a: jnp.sum(ours(a))))(random(SIZE)))
+    check(bars, 1)
+
+
+def test_under_vmap(bars):
+    finish(jax.jit(jax.vmap(bmap(jnp.sin, batch_size=BATCH, progress=True)))(random((4, SIZE))))
+    check(bars, 1)
+
+
+def test_with_a_reduction_and_a_description(bars):
+    finish(bmap(jnp.sin, batch_size=BATCH, progress="rendering", reduce="sum")(random(SIZE)))
+    check(bars, 1)
+    assert (bars[0].desc, bars[0].unit) == ("rendering", "chunk")
+
+
+def test_one_chunk(bars):
+    assert_close(finish(bmap(jnp.sin, batch_size=100, progress=True)(random(SIZE))), jnp.sin(random(SIZE)))
+    assert [(bar.n, bar.total, bar.closed) for bar in bars] == [(1, 1, True)]
+
+
+@pytest.mark.usefixtures("bars")
+def test_it_costs_nothing_when_off():
+    with_bar = str(jax.make_jaxpr(bmap(jnp.sin, batch_size=BATCH, progress=True))(random(SIZE)))
+    without = str(jax.make_jaxpr(bmap(jnp.sin, batch_size=BATCH))(random(SIZE)))
+    assert "debug_callback" in with_bar
+    assert "callback" not in without
+
+
+def test_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"pip install 'batchrules\[progress\]'"):
+        bmap(jnp.sin, batch_size=BATCH, progress=True)
+    with pytest.raises(ImportError, match=r"pip install 'batchrules\[progress\]'"):
+        bmap(batch_size=BATCH, progress="rendering")

@@ -1,0 +1,161 @@
+"""A mapped axis that is spread over four devices: nothing is gathered, and results lie as the inputs do."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bmap_cases import assert_close, random
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from batchrules._bmap import bmap
+
+SIZE, WIDTH = 32, 4
+COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|collective-\w+|reduce-scatter)\(")
+
+
+def f(w, a):
+    return jnp.tanh(w @ a)
+
+
+def loss(mapped):
+    return lambda w, a: jnp.sum(mapped(w, a) ** 2)
+
+
+def set_mesh(mesh):
+    return jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh)
+
+
+def arguments(mesh, axis=0):
+    shape, spec = ((SIZE, WIDTH), P("x")) if axis == 0 else ((WIDTH, SIZE), P(None, "x"))
+    a = jax.device_put(random(shape, 1), NamedSharding(mesh, spec))
+    return jax.device_put(random((WIDTH, WIDTH)), NamedSharding(mesh, P())), a
+
+
+def collectives(function, *args):
+    return COLLECTIVE.findall(jax.jit(function).lower(*args).compile().as_text())
+
+
+def on_host(*args):
+    return [jax.device_get(x) for x in args]
+
+
+@pytest.fixture(params=["auto", "auto, without a context", "explicit"])
+def mesh(request, auto_mesh, explicit_mesh):
+    """A mesh with the axis "x"."""
+    if request.param == "auto, without a context":
+        yield auto_mesh
+        return
+    chosen = explicit_mesh if request.param == "explicit" else auto_mesh
+    with set_mesh(chosen):
+        yield chosen
+
+
+@pytest.fixture
+def ours():
+    return functools.partial(bmap, f)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("batch_size", [4, 5, 7, 8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_values(ours, mesh, axis, batch_size, jit):
+    args = arguments(mesh, axis)
+    mapped = ours((None, axis), axis, batch_size=batch_size)
+    result = (jax.jit(mapped) if jit else mapped)(*args)
+    assert_close(jax.device_get(result), jax.vmap(f, (None, axis), axis)(*on_host(*args)))
+    assert result.sharding.is_equivalent_to(args[1].sharding, 2)
+    assert {shard.data.shape[axis] for shard in result.addressable_shards} == {SIZE // 4}
+    assert_close(jax.device_get(jax.jit(lambda y: y * 2)(result)), 2 * jax.device_get(result))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_collectives(ours, mesh, axis):
+    mapped = ours((None, axis), axis, batch_size=4)
+    args = arguments(mesh, axis)
+    assert collectives(mapped, *args) == []
+    assert collectives(jax.grad(loss(mapped), 1), *args) == []
+    assert collectives(lambda w, a: jax.jvp(mapped, (w, a), (w, a)), *args) == []
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_gradients(ours, mesh, checkpoint):
+    args = arguments(mesh)
+    gradients = jax.grad(loss(ours((None, 0), batch_size=4, checkpoint=checkpoint)), (0, 1))
+    d_w, d_a = jax.jit(gradients)(*args)
+    assert_close(jax.device_get((d_w, d_a)), jax.grad(loss(jax.vmap(f, (None, 0))), (0, 1))(*on_host(*args)))
+    assert d_a.sharding.is_equivalent_to(args[1].sharding, 2)
+    assert set(collectives(gradients, *args)) == {"all-reduce"}  # of the unmapped argument's cotangent
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
+def test_reductions(ours, mesh, name):
+    args = arguments(mesh)
+    mapped = ours((None, 0), batch_size=4, reduce=name)
+
+    def twin(w, a):
+        return getattr(jnp, name)(jax.vmap(f, (None, 0))(w, a), axis=0)
+
+    assert_close(jax.device_get(jax.jit(mapped)(*args)), twin(*on_host(*args)))
+    assert_close(jax.device_get(jax.jit(jax.jacrev(mapped))(*args)), jax.jacrev(twin)(*on_host(*args)))
+
+
+def test_a_reduction_that_keeps_the_order(mesh):
+    a = jax.device_put(random((SIZE, 2, 2)), NamedSharding(mesh, P("x")))
+    product = jax.jit(bmap(lambda x: x, batch_size=4, reduce=(jnp.eye(2), jnp.matmul)))(a)
+    assert_close(jax.device_get(product), jnp.linalg.multi_dot(on_host(*[random((SIZE, 2, 2))])[0]))
+
+
+def test_values_closed_over(mesh):
+    w, a = arguments(mesh)
+    result = jax.jit(lambda w, a: bmap(lambda x: w @ x, batch_size=4)(a))(w, a)
+    assert_close(jax.device_get(result), jax.vmap(f, (None, 0))(w, a) * 0 + jax.device_get(a) @ jax.device_get(w).T)
+
+
+def test_every_axis_but_the_mapped_one_sharded(explicit_mesh):
+    with set_mesh(explicit_mesh):
+        a = jax.device_put(random((8, 12)), NamedSharding(explicit_mesh, P("x")))
+        result = jax.jit(bmap(jnp.sin, 1, 1, batch_size=5))(a)
+        gradient = jax.jit(jax.grad(lambda a: jnp.sum(bmap(jnp.sin, 1, 1, batch_size=5)(a))))(a)
+    assert_close(jax.device_get(result), jnp.sin(random((8, 12))))
+    assert_close(jax.device_get(gradient), jnp.cos(random((8, 12))))
+    assert result.sharding.is_equivalent_to(a.sharding, 2)
+
+
+def test_batch_size_counts_on_each_device_of_an_explicit_mesh(explicit_mesh):
+    with set_mesh(explicit_mesh):
+        w, a = arguments(explicit_mesh)
+        assert bmap(f, (None, 0), batch_size=5).batch_size_for(w, a) == 5
+        assert bmap(f, (None, 0), batch_size=100).batch_size_for(w, a) == SIZE // 4
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("reduce", [None, "sum", "max"])
+def test_inside_shard_map(auto_mesh, checkpoint, reduce):
+    """With a smaller chunk, types that vary, and cotangents that are summed over the devices."""
+    args = arguments(auto_mesh)
+
+    def over_devices(w, a):
+        mapped = jax.shard_map(
+            lambda w, a: jnp.atleast_2d(bmap(f, (None, 0), batch_size=3, checkpoint=checkpoint, reduce=reduce)(w, a)),
+            mesh=auto_mesh,
+            in_specs=(P(), P("x")),
+            out_specs=P("x"),
+        )
+        return mapped(w, a)
+
+    def twin(w, a):
+        parts = [jax.vmap(f, (None, 0))(w, part) for part in jnp.split(a, 4)]
+        reduced = [part if reduce is None else getattr(jnp, reduce)(part, axis=0)[None] for part in parts]
+        return jnp.concatenate(reduced)
+
+    assert_close(jax.device_get(jax.jit(over_devices)(*args)), twin(*on_host(*args)))
+    gradients = jax.jit(jax.grad(loss(over_devices), (0, 1)))(*args)
+    assert_close(jax.device_get(gradients), jax.grad(loss(twin), (0, 1))(*on_host(*args)))
+
+
+def test_a_length_that_the_devices_do_not_divide():
+    a = random((SIZE + 1, WIDTH))
+    assert_close(jax.jit(bmap(jnp.sin, batch_size=8))(a), jnp.sin(a))
