@@ -5,7 +5,7 @@ The trace is made inside a `jax.vmap`, so that vmap itself checks axes and sizes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,6 @@ class Element:
     out_axes: tuple[Any, ...]
     results: tuple[Any, ...]
     treedef: Any
-    effects: frozenset[Any]
 
     def share(self, closed: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Run what does not depend on the mapped axis: the loop's constants, and the outputs that are known with it."""
@@ -41,7 +40,8 @@ class Element:
 
     def has_collective_over(self, axis_name: Any) -> bool:
         """Whether the function combines elements, or asks for their place, by the mapped axis's name."""
-        return axis_name is not None and any(getattr(effect, "name", None) == axis_name for effect in self.effects)
+        jaxprs = (self.shared, self.jaxpr)
+        return axis_name is not None and any(_mentions(jaxpr, axis_name) for jaxpr in jaxprs)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[A
         out_axes=tuple(out_axes),
         results=tuple(results),
         treedef=treedef,
-        effects=frozenset(closed.effects),
     )
 
 
@@ -119,3 +118,26 @@ def _reached_from(start: Sequence[Var], eqns: Sequence[JaxprEqn]) -> set[Var]:
 def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
     return list(dict.fromkeys(v for e in eqns for v in _variables(e.invars) if v not in known))
 
+
+def _mentions(jaxpr: Any, axis_name: Any) -> bool:
+    """Whether an equation anywhere in the program takes this axis name."""
+    return any(_is_over(eqn, axis_name) or _holds(eqn.params.values(), axis_name) for eqn in jaxpr.eqns)
+
+
+def _is_over(eqn: JaxprEqn, axis_name: Any) -> bool:
+    for key in ("axes", "axis_name"):
+        names = eqn.params.get(key, ())
+        # A position is an int, which a name is not unless someone made it so.
+        if any(type(name) is not int and name == axis_name for name in (names if isinstance(names, tuple) else (names,))):
+            return True
+    return False
+
+
+def _holds(params: Iterable[Any], axis_name: Any) -> bool:
+    for param in params:
+        inner = getattr(param, "jaxpr", param)
+        if isinstance(inner, Jaxpr) and _mentions(inner, axis_name):
+            return True
+        if isinstance(param, tuple) and _holds(param, axis_name):
+            return True
+    return False

@@ -18,7 +18,7 @@ from batchrules._methods import Choice, MethodRequest, check_batch_size, check_m
 from batchrules._recording import Result
 from batchrules._schema import Schema, Signature, as_schema, as_signature
 from batchrules._signature import Call, Parameters
-from batchrules._values import hashable
+from batchrules._values import hashable, label_of
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
             device_call, method=method, batch_size=batch_size, schema=schema, signature=signature, jvp=jvp, vjp=vjp,
             static_argnames=static_argnames, name=name,
         )  # fmt: skip
-    label = _label(fn, name)
+    label = label_of(fn, name, "device_call")
     options = DeviceOptions(
         method=check_method(method, label),
         batch_size=check_batch_size(batch_size, label),
@@ -176,12 +176,6 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
         name=label,
     )
     return DeviceCall(fn, static_argnames, options)
-
-
-def _label(fn: Any, name: str | None) -> str:
-    if not callable(fn):
-        raise TypeError(f"device_call: fn must be a function; got {fn!r} of type {type(fn).__name__}.")
-    return f"device_call {(name or getattr(fn, '__name__', type(fn).__name__))!r}"
 
 
 def _checked_endpoint(endpoint: Any, which: str, where: str) -> Any:

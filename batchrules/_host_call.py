@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from batchrules import _batch, _jax_versions, _operands, _placement, _trees
+from batchrules import _batch, _operands, _placement, _trees
 from batchrules._host_context import FirstCall, inside_numpy_only
 from batchrules._host_function import HostFunction
 from batchrules._host_primitive import host_call_p
 from batchrules._host_runner import Runner
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
-from batchrules._recording import Result
+from batchrules._promise import promised
 from batchrules._schema import Schema, as_schema, as_signature
 from batchrules._signature import Call, Parameters
-from batchrules._values import hashable
+from batchrules._values import hashable, label_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class HostCall:
         self._parameters = Parameters(fn, static_argnames, options.name)
         self._first_call = FirstCall(fn, options.name, allow_jax=options.allow_jax)
         if not callable(result_shape):
-            _promised(result_shape, options.name)
+            promised(result_shape, options.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the host function, as part of a JAX program or at once."""
@@ -107,7 +105,7 @@ class HostCall:
     def _site(self, call: Call, operands: Sequence[Any]) -> HostFunction:
         options = self._options
         _operands.check_schema(options.schema, call.paths, operands, options.name)
-        results, tree = _promised(self._promise(call, operands), options.name)
+        results, tree = promised(self._promise(call, operands), options.name)
         return HostFunction(
             function=self._fn,
             name=options.name,
@@ -184,7 +182,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
             host_call, result_shape=result_shape, method=method, schema=schema, batch_size=batch_size,
             signature=signature, static_argnames=static_argnames, allow_jax=allow_jax, name=name,
         )  # fmt: skip
-    label = _label(fn, name)
+    label = label_of(fn, name, "host_call")
     if result_shape is None:
         raise TypeError(
             f"{label}: result_shape is missing. Say what ONE call returns: a pytree of jax.ShapeDtypeStruct(shape, "
@@ -201,71 +199,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     return HostCall(fn, result_shape, static_argnames, options)
 
 
-def _label(fn: Any, name: str | None) -> str:
-    if not callable(fn):
-        raise TypeError(
-            f"host_call: fn must be a function; got {fn!r} of type {type(fn).__name__}. As a decorator, write "
-            "@host_call(result_shape=...)."
-        )
-    return f"host_call {(name or getattr(fn, '__name__', type(fn).__name__))!r}"
-
-
 def _checked_bool(allow_jax: Any, where: str) -> bool:
     if not isinstance(allow_jax, bool):
         raise TypeError(f"{where}: allow_jax must be True or False; got {allow_jax!r}.")
     return allow_jax
-
-
-def _promised(shapes: Any, where: str) -> tuple[tuple[Result, ...], _trees.Structure]:
-    """The outputs that were promised, by path."""
-    leaves, tree = _trees.flatten(shapes)
-    paths = _trees.paths(shapes)
-    return tuple(_result(leaf, path, where) for leaf, path in zip(leaves, paths, strict=True)), tree
-
-
-def _result(leaf: Any, path: str, where: str) -> Result:
-    place = f"{where}: result_shape[{path!r}]" if path else f"{where}: result_shape"
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        raise TypeError(
-            f"{place} is {leaf!r} of type {type(leaf).__name__}, which has no shape and dtype. Use "
-            "jax.ShapeDtypeStruct(shape, dtype)."
-        )
-    return Result(path, _promised_shape(leaf.shape, place), _promised_dtype(leaf.dtype, place))
-
-
-def _promised_shape(shape: Any, place: str) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, Iterable) else None
-    if sizes is None or not all(isinstance(size, int | np.integer) and size >= 0 for size in sizes):
-        raise ValueError(
-            f"{place} promises the shape {shape!r}. A shape is a tuple of whole numbers from 0; where it depends on the "
-            "arguments, let result_shape be a function of them."
-        )
-    return tuple(int(size) for size in sizes)
-
-
-def _promised_dtype(dtype: Any, place: str) -> np.dtype[Any]:
-    if _is_extended(dtype):
-        raise TypeError(f"{place} promises {dtype}, which NumPy cannot hold; promise its key data.")
-    promised = _numpy_dtype(dtype)
-    if promised is None or promised.kind in "OSUMm" or promised.names:
-        raise TypeError(f"{place} promises the dtype {dtype!r}, which JAX cannot hold; promise a number or a bool.")
-    canonical = _jax_versions.canonical_dtype(promised)
-    if canonical != promised:
-        raise ValueError(
-            f"{place} promises {promised}, but 64-bit types are off in JAX. Promise {canonical}, or turn them on: "
-            "jax.config.update('jax_enable_x64', True)."
-        )
-    return promised
-
-
-def _is_extended(dtype: Any) -> bool:
-    return not isinstance(dtype, str) and dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended)
-
-
-def _numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
-    if dtype is None:
-        return None  # np.dtype(None) would be float64
-    try:
-        return np.dtype(dtype)
-    except TypeError:
-        return None

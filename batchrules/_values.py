@@ -1,4 +1,4 @@
-"""Values as JAX's caches must compare them: by what a function could tell apart, and never by an unhashable one."""
+"""A user's functions and static values: their names in messages, and how JAX's caches must compare them."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ def hashable(function: Callable[..., Any]) -> Callable[..., Any]:
     except TypeError:
         return ByIdentity(function)
     return function
+
+
+def label_of(function: Any, name: str | None, decorator: str) -> str:
+    """What messages call a function; an error if it is none."""
+    if callable(function):
+        return f"{decorator} {(name or getattr(function, '__name__', type(function).__name__))!r}"
+    options = "(result_shape=...)" if decorator == "host_call" else "(method=...)"
+    raise TypeError(
+        f"{decorator}: fn must be a function; got {function!r} of type {type(function).__name__}. As a decorator, "
+        f"write @{decorator}{options}."
+    )

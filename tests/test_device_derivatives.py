@@ -166,3 +166,314 @@ def twin_results():
 def test_composition(name, method, derivation, twin_results):
     f = device(SMOOTH, method, derivation)
     assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
+
+
+@both
+@every_method
+@pytest.mark.parametrize("name", ["vmap of grad", "grad of vmap", "jacrev of nested vmaps"])
+def test_every_method(name, method, derivation, twin_results):
+    f = device(SMOOTH, method, derivation)
+    assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("method", ["expand_dims", "broadcast_all"])
+@pytest.mark.parametrize("name", ["grad of nested vmaps", "vmap of jacrev"])
+def test_batch_size(name, method, batch_size, twin_results):
+    f = device(SMOOTH, method, "body", batch_size=batch_size)
+    assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
+
+
+@both
+@pytest.mark.parametrize("name", ["jacfwd", "jacrev", "grad of vmap", "linear_transpose of vmap"])
+def test_outside_jit(name, derivation, twin_results):
+    assert_close(COMPOSITIONS[name](device(SMOOTH, "broadcast_all", derivation)), twin_results[name])
+
+
+@both
+@pytest.mark.parametrize("method", ["sequential", "expand_dims"])
+def test_auto_is_right_whatever_it_chooses(method, derivation, twin_results):
+    signature = "(i),(i),()->(i),(),(i)" if method == "expand_dims" else None
+    f = device(SMOOTH, "auto", derivation, signature=signature)
+    assert f.method_for(XS, YS, SS).method == method
+    assert_close(jax.jit(lambda: COMPOSITIONS["vmap of grad"](f))(), twin_results["vmap of grad"])
+
+
+@both
+@pytest.mark.parametrize("modes", ["fwd", "rev"])
+def test_numerical_derivatives(modes, derivation):
+    """Against finite differences, second derivatives too."""
+    f = device(SMOOTH, "expand_dims", derivation)
+    check_grads(jax.jit(jax.vmap(f, (0, None, None))), (XS[:2], Y, S), order=2, modes=[modes])
+
+
+def _discrete(xp, x, y):
+    return {"rank": xp.argmax(x * y, axis=-1).astype("int32"), "positive": x > y, "product": x * y * y}
+
+
+TWO_KINDS = Foreign("two_kinds", _discrete, ((3,), (3,)))
+
+
+@pytest.mark.parametrize("method", ["sequential", "expand_dims", "legacy_vectorized"])
+def test_integer_and_boolean_outputs_have_float0_tangents(method):
+    f = device(TWO_KINDS, method, "body")
+
+    def tangents(f):
+        return jax.jvp(jax.vmap(f, (0, None)), (XS, Y), (YS, X))[1]
+
+    result, wanted = tangents(f), tangents(TWO_KINDS.twin)
+    assert [leaf.dtype for leaf in jax.tree.leaves(result)] == [leaf.dtype for leaf in jax.tree.leaves(wanted)]
+    assert_close(result["product"], wanted["product"])
+
+
+@both
+@pytest.mark.parametrize("method", ["sequential", "broadcast_all"])
+def test_gradient_where_other_outputs_are_integers(method, derivation):
+    f = device(TWO_KINDS, method, derivation) if derivation == "body" else with_integer_outputs_by_hand(method)
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda x, y: jnp.sin(jax.vmap(f, (0, None))(x, y)["product"]).sum(), (0, 1)))(XS, Y)
+
+    assert_close(gradient(f), gradient(TWO_KINDS.twin))
+
+
+def with_integer_outputs_by_hand(method):
+    def vjp(args, cotangents, needed):
+        x, y = args
+        assert cotangents["rank"] is None
+        assert cotangents["positive"] is None
+        given = cotangents["product"]
+        return given * y * y if needed[0] else None, 2 * given * x * y if needed[1] else None
+
+    return batchrules.device_call(lambda x, y: TWO_KINDS(jnp, x, y), method=method, vjp=vjp)
+
+
+def _gather(xp, x, index, scale):
+    taken = xp.take_along_axis(x, index, axis=-1)
+    return taken * taken * scale[..., None]
+
+
+GATHER = Foreign("gather", _gather, ((3,), (2,), ()))
+
+
+@pytest.mark.parametrize("in_axes", [(0, None, None), (None, 0, 0), (0, 0, None)], ids=str)
+@pytest.mark.parametrize("method", ["sequential", "broadcast_all"])
+def test_integer_arguments(method, in_axes):
+    index = jnp.array([[0, 2], [1, 1], [2, 0], [2, 2]])
+    args = [XS, index, SS]
+    args = [x if axis == 0 else x[0] for x, axis in zip(args, in_axes, strict=True)]
+    f = device(GATHER, method, "body")
+
+    def gradient(f):
+        return jax.jit(jax.grad(lambda *a: jnp.sin(jax.vmap(f, in_axes)(*a)).sum(), (0, 2)))(*args)
+
+    assert_close(gradient(f), gradient(GATHER.twin))
+
+
+@pytest.mark.parametrize("transform", [jax.jacrev, jax.jacfwd])
+def test_integer_arguments_take_and_give_float0(transform):
+    f = device(GATHER, "sequential", "body")
+    index = jnp.array([0, 2])
+    assert_close(transform(f)(X, index, S), transform(GATHER.twin)(X, index, S))
+    primals, pull = jax.vjp(f, X, index, S)
+    assert pull(primals)[1].dtype == jax.dtypes.float0
+    zero = np.zeros(2, jax.dtypes.float0)
+    assert_close(jax.jvp(f, (X, index, S), (Y, zero, S)), jax.jvp(GATHER.twin, (X, index, S), (Y, zero, S)))
+
+
+def _not_holomorphic(xp, z, r):
+    return z * z * r.astype(z.dtype) + xp.conj(z)
+
+
+COMPLEX = Foreign("complex", _not_holomorphic, ((3,), (3,)))
+
+
+@both
+@pytest.mark.parametrize("method", ["sequential", "expand_dims"])
+def test_complex_arguments_beside_real_ones(method, derivation):
+    z = jax.lax.complex(XS, YS)
+    f = device(COMPLEX, method, derivation)
+
+    def derivatives(f):
+        g = jax.vmap(f, (0, None))
+        return (
+            jax.jvp(g, (z, X), (z * 2j, Y)),
+            jax.vjp(g, z, X)[1](z * 1j),
+            jax.grad(lambda z, r: jnp.abs(g(z, r)).sum(), (0, 1))(z, X),
+            jax.vmap(jax.grad(lambda z, r: jnp.imag(f(z, r)).sum(), (0, 1)), (0, None))(z, X),
+        )
+
+    assert_close(jax.jit(lambda: derivatives(f))(), jax.jit(lambda: derivatives(COMPLEX.twin))())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "complex64"])
+@pytest.mark.parametrize(("method", "derivation"), [("sequential", "body"), ("expand_dims", "endpoints")])
+def test_dtypes(method, derivation, dtype):
+    """Whole numbers, and sums of four of them, are exact in every dtype."""
+    quadratic = Foreign("quadratic", lambda xp, x, y: x * y - y * y, ((3,), (3,)))  # noqa: ARG005
+    x, y = (jnp.round(2 * a).astype(dtype) for a in (XS, Y))
+    f = device(quadratic, method, derivation)
+
+    def derivatives(f):
+        g = jax.vmap(f, (0, None))
+        return jax.jvp(g, (x, y), (x, y))[1], jax.vjp(g, x, y)[1](x), jax.jacrev(f, holomorphic=x.dtype.kind == "c")(x[0], y)
+
+    assert_close(jax.jit(lambda: derivatives(f))(), jax.jit(lambda: derivatives(quadratic.twin))(), 0, 0)
+
+
+@jax.custom_vjp
+def doubled_gradient(x, y):
+    return x * y
+
+
+doubled_gradient.defvjp(lambda x, y: (x * y, (x, y)), lambda kept, ct: (2 * ct * kept[1], 2 * ct * kept[0]))
+
+
+@pytest.mark.parametrize("method", ["sequential", "broadcast_all"])
+def test_custom_vjp_in_the_body(method):
+    """JAX traces a jvp on its way to a vjp; there is none here."""
+    f = batchrules.device_call(lambda x, y: doubled_gradient(x, y), method=method)
+    gradient = jax.grad(lambda x, y: jax.vmap(f)(x, y).sum(), (0, 1))
+    assert_close(jax.jit(gradient)(XS, YS), (2 * YS, 2 * XS))
+    assert_close(gradient(XS, YS), (2 * YS, 2 * XS))
+    assert_close(jax.jit(jax.vmap(jax.grad(lambda x, y: f(x, y).sum())))(XS, YS), 2 * YS)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(f, (X, Y), (X, Y))
+
+
+def test_custom_jvp_in_the_body():
+    relu_like = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    relu_like.defjvp(lambda primals, tangents: (relu_like(*primals), 7 * tangents[0]))
+    f = batchrules.device_call(lambda x: relu_like(x), method="expand_dims")
+    assert_close(jax.jit(jax.vmap(jax.grad(lambda x: f(x).sum())))(XS), jnp.full_like(XS, 7))
+    assert_close(jax.jit(jax.jacfwd(f))(X), 7 * jnp.eye(3))
+
+
+def only(**endpoints):
+    return batchrules.device_call(lambda x, y: x * y, method="broadcast_all", name="times", **endpoints)
+
+
+def times_jvp(args, tangents):
+    x, y = args
+    parts = [p for p in (tangents[0] is not None and tangents[0] * y, tangents[1] is not None and x * tangents[1])
+             if p is not False]
+    return sum(parts[1:], parts[0])
+
+
+def times_vjp(args, cotangent, needed):
+    x, y = args
+    return cotangent * y if needed[0] else None, cotangent * x if needed[1] else None
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+def test_only_a_vjp(jit):
+    f = only(vjp=times_vjp)
+    run = jax.jit if jit else lambda g: g
+    assert_close(run(jax.grad(lambda x, y: jax.vmap(f, (0, None))(x, y).sum(), (0, 1)))(XS, Y),
+                 (jnp.broadcast_to(Y, (4, 3)), XS.sum(0)))
+    forward = run(lambda x, y: jax.jvp(f, (x, y), (y, x)))
+    with pytest.raises(batchrules.DerivativeError, match=r"device_call 'times' has a vjp but no jvp endpoint.*Pass jvp="):
+        forward(X, Y)
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+def test_only_a_jvp(jit):
+    f = only(jvp=times_jvp)
+    run = jax.jit if jit else lambda g: g
+    assert_close(run(lambda x, y: jax.jvp(f, (x, y), (y, x))[1])(X, Y), Y * Y + X * X)
+    assert_close(run(jax.vmap(jax.jacfwd(f, 1), (0, None)))(XS, Y), jax.vmap(jnp.diag)(XS))
+    reverse = run(jax.grad(lambda x, y: f(x, y).sum()))
+    with pytest.raises(batchrules.DerivativeError, match=r"device_call 'times' has a jvp but no vjp endpoint.*Pass vjp="):
+        reverse(X, Y)
+
+
+def test_a_missing_endpoint_is_reported_when_lowered_and_not_when_traced():
+    f = only(vjp=times_vjp)
+    traced = jax.jit(lambda x, y: jax.jvp(f, (x, y), (y, x))).trace(X, Y)
+    with pytest.raises(batchrules.DerivativeError, match="no jvp endpoint"):
+        traced.lower()
+    jax.make_jaxpr(jax.grad(lambda x, y: only(jvp=times_jvp)(x, y).sum()))(X, Y)
+
+
+def test_only_the_cotangents_that_are_needed_are_asked_for():
+    asked = []
+
+    def vjp(args, cotangent, needed):
+        asked.append(needed)
+        return times_vjp(args, cotangent, needed)
+
+    f = only(vjp=vjp)
+    jax.grad(lambda x, y: f(x, y).sum(), 1)(X, Y)
+    jax.jit(jax.vmap(jax.grad(lambda x, y: f(x, y).sum(), 0), (0, None)))(XS, Y)
+    assert set(asked) == {(False, True), (True, False)}
+
+
+def test_endpoints_speak_in_trees():
+    seen = {}
+
+    def function(model, x, power):
+        return {"y": model["w"] * x**power, "z": [model["b"] + x]}
+
+    def jvp(args, tangents, **static):
+        seen["jvp"] = jax.tree.map(lambda leaf: leaf is not None, tangents, is_leaf=lambda leaf: leaf is None)
+        model, x, power = args
+        dw = tangents[0]["w"]
+        return {"y": dw * x**power, "z": [None]}
+
+    def vjp(args, cotangents, needed):
+        seen["vjp"] = needed, jax.tree.map(lambda leaf: leaf is not None, cotangents, is_leaf=lambda leaf: leaf is None)
+        model, x, power = args
+        return {"w": cotangents["y"] * x**power, "b": None}, None, None
+
+    f = batchrules.device_call(function, method="sequential", static_argnames="power", jvp=jvp, vjp=vjp)
+    model = {"w": X, "b": Y}
+    push = jax.jvp(lambda w: f({"w": w, "b": Y}, X, 2), (X,), (Y,))[1]
+    assert_close(push, {"y": Y * X**2, "z": [jnp.zeros(3)]})
+    pull = jax.grad(lambda w: f({"w": w, "b": Y}, X, 2)["y"].sum())(X)
+    assert_close(pull, X**2)
+    assert seen["jvp"] == ({"w": True, "b": False}, False, False)
+    assert seen["vjp"] == (({"w": True, "b": False}, False, None), {"y": True, "z": [False]})
+    assert_close(jax.jit(jax.vmap(lambda x: f(model, x, 3)["y"]))(XS), X[None] * XS**3)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "answer", "text"),
+    [
+        ("jvp", lambda args, tangents: args[0][:2], r"the jvp endpoint returned float64\[2\].*expected float64\[3\]"),
+        ("jvp", lambda args, tangents: args[0].astype("float32"), r"the jvp endpoint returned float32\[3\]"),
+        ("jvp", lambda args, tangents: (args[0], args[0]), r"the jvp endpoint must return a tree like the outputs"),
+        ("vjp", lambda args, ct, needed: (ct, ct[:1]), r"the vjp endpoint returned float64\[1\] as number 1"),
+        ("vjp", lambda args, ct, needed: (ct,), r"the vjp endpoint must return a tree like the arguments"),
+    ],
+)  # fmt: skip
+def test_answers_of_the_wrong_form(endpoint, answer, text):
+    f = only(**{endpoint: answer})
+    with pytest.raises(batchrules.ResultError, match=text):
+        if endpoint == "jvp":
+            jax.jvp(f, (X, Y), (X, Y))
+        else:
+            jax.grad(lambda x, y: f(x, y).sum(), (0, 1))(X, Y)
+
+
+@both
+@every_method
+def test_empty_batch(method, derivation):
+    """No element: the cotangent of an unmapped argument is zero."""
+    f = device(SMOOTH, method, derivation)
+    gradient = jax.grad(total(jax.vmap(f, (0, None, None))), (0, 1, 2))
+    assert_close(jax.jit(gradient)(XS[:0], Y, S), (XS[:0], jnp.zeros(3), jnp.zeros(())))
+    per_element = jax.vmap(jax.grad(total(f), (0, 1)), (0, None, None))
+    assert_close(per_element(XS[:0], Y, S), (XS[:0], XS[:0]))
+
+
+@both
+@every_method
+@pytest.mark.parametrize("size", [1, 2])
+def test_small_batches(method, derivation, size):
+    f = device(SMOOTH, method, derivation)
+
+    def derivatives(f):
+        g = jax.vmap(f, (0, None, None))
+        return jax.grad(total(g), (0, 1, 2))(XS[:size], Y, S), jax.jacfwd(g, 1)(XS[:size], Y, S)
+
+    assert_close(jax.jit(lambda: derivatives(f))(), derivatives(SMOOTH.twin))
