@@ -47,6 +47,7 @@ def tangent_site(site: DeviceSite, nonzero: Mask) -> DeviceSite:
         results=tuple(select(site.results, inexact)),
         request=request,
         batch_size=site.batch_size,
+        axis_names=site.axis_names,
         linear=len(moving),
         origin=Origin(site, nonzero, inexact, cotangent=False),
     )
@@ -76,6 +77,7 @@ def cotangent_site(site: DeviceSite, wanted: Mask, seen: Mask, operands: Sequenc
         results=tuple(select(operands, wanted)),
         request=request,
         batch_size=site.batch_size,
+        axis_names=site.axis_names,
         linear=len(outputs),
         origin=Origin(site, wanted, seen, cotangent=True),
     )

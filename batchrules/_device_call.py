@@ -81,13 +81,25 @@ class DeviceCall:
     def _site(self, call: Call, operands: Sequence[Any]) -> tuple[DeviceSite, _trees.Structure]:
         options = self._options
         primal = Primal(self._fn, call.structure, options.name, options.endpoints)
-        results, tree = _traced(primal, operands)
+        element = _traced(primal, operands)
         request = MethodRequest(options.method, options.schema, options.signature, options.name)
-        return DeviceSite(primal, options.name, call.paths, results, request, options.batch_size), tree
+        site = DeviceSite(
+            primal, options.name, call.paths, element.results, request, options.batch_size, element.axis_names
+        )
+        return site, element.tree
 
 
-def _traced(primal: Primal, operands: Sequence[Any]) -> tuple[tuple[Result, ...], _trees.Structure]:
-    """Trace one element: the outputs, and the structure of the result."""
+@dataclass(frozen=True)
+class _Element:
+    """What tracing one element tells: its outputs, their structure, and the named axes that the function uses."""
+
+    results: tuple[Result, ...]
+    tree: _trees.Structure
+    axis_names: frozenset[Any]
+
+
+def _traced(primal: Primal, operands: Sequence[Any]) -> _Element:
+    """Trace one element."""
     seen: list[Any] = []
 
     def traced(*leaves: Any) -> list[Any]:
@@ -102,7 +114,8 @@ def _traced(primal: Primal, operands: Sequence[Any]) -> tuple[tuple[Result, ...]
     _refuse_traced_constants(jaxpr.consts, primal.name)
     tree, paths = seen[-1]
     results = tuple(Result(p, aval.shape, aval.dtype) for p, aval in zip(paths, jaxpr.out_avals, strict=True))
-    return results, tree
+    names = frozenset(effect.name for effect in jaxpr.effects if hasattr(effect, "name"))
+    return _Element(results, tree, names)
 
 
 def _refuse_traced_constants(constants: Sequence[Any], name: str) -> None:

@@ -66,12 +66,21 @@ def _record_axis(
 ) -> tuple[Any, Any]:
     if all(dim is None for dim in dims):
         return _recording.bind_unmapped(device_call_p, operands, site=site, axes=axes)
+    _refuse_collective(site, axis_data.name)
     mapped = _recording.mapped_operands(axis_data, operands, dims)
     axis = replace(mapped.axis, outputs=_what_depends(site, mapped, axes))
     return _recording.bind_recorded(device_call_p, replace(mapped, axis=axis), site=site, axes=axes)
 
 
 batching.fancy_primitive_batchers[device_call_p] = _record_axis
+
+
+def _refuse_collective(site: DeviceSite, axis_name: Any) -> None:
+    if axis_name in site.axis_names:
+        raise TypeError(
+            f"{site.name} has a collective over the axis {axis_name!r}, along which jax.vmap maps it. It is batched as "
+            "a whole, so it cannot see its neighbours: take the collective out of the function."
+        )
 
 
 def _what_depends(site: DeviceSite, mapped: _recording.MappedOperands, axes: Axes) -> tuple[OutAxis, ...] | None:

@@ -55,6 +55,7 @@ class DeviceSite:
         results: What each output of one element is.
         request: The method that was asked for.
         batch_size: The most elements that a vectorised call is given, or None.
+        axis_names: The named axes that the body has collectives over.
         linear: How many of the last operands it is linear in: tangents or cotangents.
         origin: Where a derived site came from; None for the user's function.
     """
@@ -65,6 +66,7 @@ class DeviceSite:
     results: tuple[Result, ...]
     request: MethodRequest
     batch_size: int | None
+    axis_names: frozenset[Any] = frozenset()
     linear: int = 0
     origin: Origin | None = None
 
