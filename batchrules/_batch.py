@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchrules._methods import Argument, Choice, MethodRequest, asked_for, choose
+from batchrules._methods import Argument, Choice, MethodRequest, as_if_mapped, asked_for, choose
 
 
 class OutAxis(enum.Enum):
@@ -99,7 +99,7 @@ def choose_for(request: MethodRequest, axes: Axes, paths: Sequence[str], shapes:
     """The method for a recorded batch; `shapes` are the arguments' shapes with their axes."""
     is_mapped = mapped(axes, len(shapes))
     if request.method != "auto":
-        return asked_for(request, is_mapped)
+        return asked_for(request.method, as_if_mapped(request, is_mapped))
     first_follower = len(shapes) - request.followers
     return choose(
         request,

@@ -78,7 +78,9 @@ def flatten_arguments(in_axes: Any, args: Sequence[Any], kwargs: Mapping[str, An
     positive = [_positive(x, axis) for x, axis in zip(leaves, axes, strict=True)]
     if any(axis is False for axis in positive):
         return None
-    return Arguments(tuple(_as_array(x, axis) for x, axis in zip(leaves, positive, strict=True)), tuple(positive), treedef)
+    return Arguments(
+        tuple(_as_array(x, axis) for x, axis in zip(leaves, positive, strict=True)), tuple(positive), treedef
+    )
 
 
 def _as_array(x: Any, axis: int | None) -> Any:
@@ -92,4 +94,3 @@ def _positive(x: Any, axis: Any) -> Any:
     if not isinstance(axis, int) or not isinstance(x, jax.Array | np.ndarray | np.generic):
         return False
     return axis % x.ndim if -x.ndim <= axis < x.ndim else False
-

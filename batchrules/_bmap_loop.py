@@ -1,8 +1,8 @@
 """The loop over chunks.
 
-A `Step` works on one chunk: `step(size, consts, state, parts) -> (state, results)`. The loop slices the parts out of whole
-arrays, each along its own axis, and writes the results into whole arrays of their final shape. Nothing is transposed,
-nothing is concatenated, and besides inputs and results only one chunk is in memory.
+A `Step` works on one chunk: `step(size, consts, state, parts) -> (state, results)`. The loop slices the parts out of
+whole arrays, each along its own axis, and writes the results into whole arrays of their final shape. Nothing is
+transposed, nothing is concatenated, and besides inputs and results only one chunk is in memory.
 
 Its derivative is JAX's own, of one scan. What keeps that lean is how a mapped input goes in: its values are read from a
 constant of the loop, without derivative, while its tangent travels through the loop's carry, as that of a `carrier`. A
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from batchrules._bmap_sharding import blank_like, is_placed, placed_like
 from batchrules._bmap_primitives import graft, pop, read, settle, write
+from batchrules._bmap_sharding import blank_like, is_placed, placed_like
 
 Values = Sequence[Any]
 Step = Callable[[int, Values, Values, Values], tuple[Values, Values]]
@@ -72,7 +72,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop over chunks, apart from the arrays that it works on: `in_axes` are the axes that inputs are sliced along."""
+    """A loop over chunks, apart from the arrays. `in_axes` are the axes that inputs are sliced along."""
 
     step: Step
     plan: ChunkPlan
@@ -99,7 +99,7 @@ class Loop:
         start = [*state, *(blank_like(r.whole) for r in self.results)]
         if any(is_placed(x) for x in (*consts, *state, *fixed)):
             work = partial(self._work, self.plan.size or self.plan.first)
-            chunk = jax.make_jaxpr(work)(np.int32(0), consts, state, fixed, [None] * len(fixed))
+            chunk = jax.make_jaxpr(work)(np.int32(0), (consts, fixed), state, [None] * len(fixed))
             start = placed_like(start, chunk.out_avals)
         return start[: len(state)], start[len(state) :]
 
@@ -108,10 +108,10 @@ class Loop:
         taken, carriers = self._take(carriers, start, size)
         work = partial(self._work, size)
         if self.checkpoint:
-            # The inputs are read in there: what is kept for a chunk is its number, not a copy of its inputs. Forward and
-            # backward pass are two loops, so nothing can be shared between them by mistake.
+            # The inputs are read in there: what is kept for a chunk is its number, not a copy of its inputs. Forward
+            # and backward pass are two loops, so nothing can be shared between them by mistake.
             work = jax.checkpoint(work, prevent_cse=False)
-        state, parts = work(start, consts, state, fixed, taken)
+        state, parts = work(start, (consts, fixed), state, taken)
         results = [write(x, y, start, axis=r.axis) for x, y, r in zip(results, parts, self.results, strict=True)]
         if self.on_chunk:
             self.on_chunk(start)
@@ -124,7 +124,8 @@ class Loop:
         ]
         return [part for part, _ in pairs], [rest for _, rest in pairs]
 
-    def _work(self, size: int, start: Any, consts: Values, state: Values, fixed: Values, taken: Values) -> Any:
+    def _work(self, size: int, start: Any, inputs: tuple[Values, Values], state: Values, taken: Values) -> Any:
+        consts, fixed = inputs
         parts = [read(x, start, axis=axis, size=size) for x, axis in zip(fixed, self.in_axes, strict=True)]
         parts = [x if carrier is None else graft(x, carrier) for x, carrier in zip(parts, taken, strict=True)]
         state, results = self.step(size, consts, state, parts)
@@ -146,5 +147,3 @@ class Loop:
 
 def _is_differentiable(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
-
-

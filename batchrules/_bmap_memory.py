@@ -6,21 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
-# Each try compiles the program. The first two tell how memory grows with the chunk; after that, a guess is rarely far off.
+# Each try compiles the program. The first two tell how memory grows with the chunk; then a guess is rarely far off.
 MAX_TRIES = 8
 
 
 def compiled_bytes(program: Callable[..., Any], *arguments: Any) -> int:
-    """What the program takes, compiled for such arguments: the arguments, the results and all between, on one device."""
+    """What the compiled program takes on one device: the arguments, the results and all between."""
     analysis = jax.jit(program).lower(*arguments).compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            'bmap: batch_size="auto" needs a compiler that tells what memory a program takes; give a number.'
+        )
     total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
     return int(total - analysis.alias_size_in_bytes)
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """The type of an array, and where it lies, if that is known."""
-    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else None
+    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
     kind = jax.typeof(x)
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
 
@@ -32,7 +37,8 @@ def available_bytes(max_bytes: int | None) -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
         raise ValueError(
-            f'bmap: batch_size="auto" needs max_bytes=..., because {jax.devices()[0]} does not tell how much memory it has.'
+            f'bmap: batch_size="auto" needs max_bytes=..., because {jax.devices()[0]} does not tell '
+            "how much memory it has."
         )
     return int(stats["bytes_limit"])
 
@@ -42,10 +48,10 @@ def largest_batch_size(bytes_for: Callable[[int], int], size: int, limit: int) -
 
     Memory is taken to grow about linearly. Each guess is compiled before it is believed.
     """
-    if bytes_for(size) <= limit:
+    tried = {size: bytes_for(size)}
+    if tried[size] <= limit:
         return size
     fits, too_large = 0, size
-    tried = {size: bytes_for(size)}
     guess = max(1, size // 64)
     for _ in range(MAX_TRIES):
         tried[guess] = bytes_for(guess)
@@ -55,8 +61,9 @@ def largest_batch_size(bytes_for: Callable[[int], int], size: int, limit: int) -
         guess = _between(fits, too_large, _fitted(tried, limit))
     if fits == 0:
         raise ValueError(
-            f"bmap: no batch size fits max_bytes={limit}: with {min(tried)} element(s) at a time the compiled program takes "
-            f"{tried[min(tried)]} bytes, arguments and results included. Raise max_bytes, or reduce the outputs (reduce=...)."
+            f"bmap: no batch size fits max_bytes={limit}: with {min(tried)} element(s) at a time the compiled program "
+            f"takes {tried[min(tried)]} bytes, arguments and results included. Raise max_bytes, or reduce the outputs "
+            "(reduce=...)."
         )
     return fits
 

@@ -1,7 +1,8 @@
 """Linear primitives that let a loop read and write parts of whole arrays, and still transpose leanly.
 
-JAX's own slices are linear too, but the transpose of a slice adds a whole array of zeros with one part filled in, once for
-each chunk. These primitives say more: a chunk is written where nothing was written before, and taken out once. So:
+JAX's own slices are linear too, but the transpose of a slice adds a whole array of zeros with one part filled in,
+once for each chunk. These primitives say more: a chunk is written where nothing was written before, and taken out
+once. So:
 
 =========  ========================  ===============================================================
 primitive  result                    its transpose
@@ -50,6 +51,10 @@ def _first(value: Any, *_others: Any, **_params: Any) -> Any:
     return value
 
 
+def _zero_for(value: Any) -> ad.Zero:
+    return ad.Zero(jax.typeof(value).to_tangent_aval())
+
+
 def _is_zero(value: Any) -> bool:
     return isinstance(value, ad.Zero)
 
@@ -69,7 +74,7 @@ def _read_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) ->
     (whole, start), (tangent, _) = primals, tangents
     part = read(whole, start, **params)
     if _is_zero(tangent):
-        return part, ad.Zero.from_primal_value(part)
+        return part, _zero_for(part)
     return part, read(tangent, start, **params)
 
 
@@ -102,11 +107,11 @@ def _write_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int) ->
     (whole, part, start), (d_whole, d_part, _) = primals, tangents
     result = write(whole, part, start, axis=axis)
     if _is_zero(d_whole) and _is_zero(d_part):
-        return result, ad.Zero.from_primal_value(result)
+        return result, _zero_for(result)
     return result, write(ad.instantiate_zeros(d_whole), ad.instantiate_zeros(d_part), start, axis=axis)
 
 
-def _write_transpose(cotangent: Any, whole: Any, part: Any, start: Any, *, axis: int) -> tuple[Any, Any, None]:
+def _write_transpose(cotangent: Any, whole: Any, part: Any, start: Any, *, axis: int) -> tuple[Any, ...]:
     if _is_zero(cotangent):
         return (*(ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in (whole, part)), None)
     size = (part.aval if ad.is_undefined_primal(part) else jax.typeof(part)).shape[axis]
@@ -138,7 +143,7 @@ def _pop_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) -> 
     (whole, start), (tangent, _) = primals, tangents
     results = pop(whole, start, **params)
     if _is_zero(tangent):
-        return results, [ad.Zero.from_primal_value(x) for x in results]
+        return results, [_zero_for(x) for x in results]
     return results, pop(tangent, start, **params)
 
 
@@ -237,7 +242,7 @@ def _as_dtype(x: Any, dtype: Any) -> Any:
 def _blank_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, aval: Any, blocks: Blocks) -> tuple[Any, Any]:
     (after,), (tangent,) = primals, tangents
     result = blank(after, aval, blocks=blocks)
-    return result, ad.Zero.from_primal_value(result) if _is_zero(tangent) else blank(tangent, aval, blocks=blocks)
+    return result, _zero_for(result) if _is_zero(tangent) else blank(tangent, aval, blocks=blocks)
 
 
 def _blank_transpose(_cotangent: Any, after: Any, **_params: Any) -> list[Any]:

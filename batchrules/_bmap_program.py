@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.sharding import NamedSharding
 
 from batchrules._bmap_loop import ChunkPlan, Loop, Result, Values
@@ -23,9 +24,9 @@ from batchrules._bmap_trace import Element, Shared
 class Layout:
     """How the mapped axis is laid out: `size` elements, in equal blocks that every chunk takes a part of each of.
 
-    One block is the plain axis. With more, an array's mapped axis becomes two: the blocks, and what is in one. Where each
-    block is known to lie on a device of its own (`over` says how), reductions have a state for each, so that the devices need not
-    meet for each chunk.
+    One block is the plain axis. With more, an array's mapped axis becomes two: the blocks, and what is in one. Where
+    each block is known to lie on a device of its own (`over` says how), reductions have a state for each, so that
+    the devices need not meet for each chunk.
     """
 
     size: int
@@ -53,8 +54,9 @@ class Layout:
 class Outputs:
     """The function's outputs, sorted by what becomes of them; each list has their numbers.
 
-    `stacked` are written into whole results; `last` do not depend on the mapped axis, so any chunk's will do; `spread` were
-    known before the loop; the others are reduced, those of `reduced_known` although they were known before the loop.
+    `stacked` are written into whole results; `last` do not depend on the mapped axis, so any chunk's will do;
+    `spread` were known before the loop; the others are reduced, those of `reduced_known` although they were known
+    before the loop.
     """
 
     element: Element
@@ -96,7 +98,9 @@ class Outputs:
 
     def leading(self, reduction: Reduction) -> list[Any]:
         """The types of a reduction's outputs, when stacked along axis 0."""
-        return [jax.eval_shape(partial(self._to_front, i), plain_type(self.element.results[i])) for i in reduction.indices]
+        return [
+            jax.eval_shape(partial(self._to_front, i), plain_type(self.element.results[i])) for i in reduction.indices
+        ]
 
     def _to_front(self, i: int, y: Any) -> Any:
         if self.element.out_axes[i] is None:
@@ -188,7 +192,7 @@ class Program:
 
     def _map(self, size: int, consts: Values, parts: Values) -> list[Any]:
         mapped = jax.vmap(
-            lambda consts, parts: jax.core.eval_jaxpr(self.element.jaxpr, (), *consts, *parts),
+            lambda consts, parts: eval_jaxpr(self.element.jaxpr, (), *consts, *parts),
             in_axes=(None, list(self.in_axes)),
             out_axes=[self.outputs.chunk_axis(i) for i in self.outputs.in_loop],
             axis_size=size,

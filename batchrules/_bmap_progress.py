@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 
-def check_progress(progress: bool | str) -> None:
-    """An error, now rather than at the first chunk, where `progress` is no answer or there is nothing to draw a bar with."""
+def check_progress(progress: Any) -> None:
+    """An error, now rather than at the first chunk, where there is nothing to draw a bar with."""
     if not isinstance(progress, bool | str):
         raise TypeError(f"bmap: progress must be True, False or a description of the bar; got {progress!r}.")
     if progress is not False and importlib.util.find_spec("tqdm") is None:
@@ -19,7 +19,7 @@ def check_progress(progress: bool | str) -> None:
 
 
 class ProgressBar:
-    """A bar that each chunk moves on by one, whatever thread it reports from, and that is ready again when it is full."""
+    """A bar that each chunk moves on by one, from whatever thread, and that starts anew when it is full."""
 
     def __init__(self, total: int, description: str | None) -> None:
         self._total = total

@@ -1,7 +1,7 @@
 """Reductions: an output that is combined over the mapped axis as the chunks come, instead of stacked.
 
-Each is three functions over a state that is carried from chunk to chunk: `start` it, `add` a chunk to it (whose leaves lead
-with the chunk's size), and `finish` it to the results.
+Each is three functions over a state that is carried from chunk to chunk: `start` it, `add` a chunk to it (whose leaves
+lead with the chunk's size), and `finish` it to the results.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True)
 class Total:
-    """The sum or the mean of one output. Sums of half precision are kept in single precision until the end, as JAX does."""
+    """The sum or the mean of one output, in single precision at least until the end, as in JAX."""
 
     indices: tuple[int, ...]
     mean: bool
@@ -92,7 +92,8 @@ def _wider(dtype: Any) -> Any:
 class Extremum:
     """The largest or smallest of one output.
 
-    The state has a count of the elements that attain it, because equal ones share the derivative, as in `jax.numpy.max`.
+    The state has a count of the elements that attain it, because equal ones share the derivative, as in
+    `jax.numpy.max`.
     """
 
     indices: tuple[int, ...]
@@ -147,7 +148,7 @@ def _better(largest: bool, old: Any, old_count: Any, new: Any, new_count: Any) -
 
 @_better.defjvp
 def _better_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:  # noqa: FBT001
-    old, old_count, new, _ = primals
+    old, old_count, _, _ = primals
     best, count = _better(largest, *primals)
     weight = (jnp.where(old == best, old_count, jnp.zeros_like(old_count)) / count).astype(best.dtype)
     # JAX 0.7 gives zeros that do not vary where the others do.
@@ -161,7 +162,7 @@ def _better_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) 
 
 @dataclass(frozen=True)
 class Fold:
-    """A reduction by the user's associative `combine`, whose neutral element is `init`, over one subtree of the output."""
+    """A reduction of one subtree by the user's associative `combine`, whose neutral element is `init`."""
 
     indices: tuple[int, ...]
     init: Any
@@ -229,7 +230,7 @@ def _as_init(init: Any, element: Any) -> Any:
 
 
 def _is_fold(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])  # noqa: PLR2004
+    return isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])
 
 
 def _is_entry(entry: Any) -> bool:
@@ -240,11 +241,13 @@ def check_reduce(reduce: Any) -> None:
     """TypeError or ValueError unless every leaf of `reduce` is one of the reductions."""
     for entry in jax.tree.leaves(reduce, is_leaf=_is_entry):
         if isinstance(entry, str) and entry not in NAMES:
-            raise ValueError(f"bmap: reduce must be one of {', '.join(map(repr, NAMES))} or (init, combine); got {entry!r}.")
+            raise ValueError(
+                f"bmap: reduce must be one of {', '.join(map(repr, NAMES))} or (init, combine); got {entry!r}."
+            )
         if not _is_entry(entry):
             raise TypeError(
-                f"bmap: reduce must be a name ({', '.join(map(repr, NAMES))}), a pair (init, combine) of a neutral element "
-                f"and a function of two results, or a pytree prefix of these; got {entry!r}."
+                f"bmap: reduce must be a name ({', '.join(map(repr, NAMES))}), a pair (init, combine) of a neutral "
+                f"element and a function of two results, or a pytree prefix of these; got {entry!r}."
             )
 
 
@@ -258,13 +261,14 @@ def reductions_of(reduce: Any, treedef: Any) -> list[Reduction]:
         if isinstance(entry, str):
             found.extend(_named(entry, (i,)) for i in indices)
         elif entry is not None and indices:
-            found.append(Fold(tuple(indices), *entry, structure))
+            found.append(Fold(tuple(indices), entry[0], entry[1], structure))
 
     try:
         jax.tree.map(visit, reduce, numbered, is_leaf=_is_entry)
     except ValueError as error:
         raise ValueError(
-            f"bmap: reduce must be a pytree prefix of the function's output, whose structure is {treedef}; got {reduce!r}."
+            f"bmap: reduce must be a pytree prefix of the function's output, whose structure is {treedef}; "
+            f"got {reduce!r}."
         ) from error
     return found
 

@@ -66,7 +66,7 @@ class Request:
         if self._is_whole(call) and self.reduce is None and self.progress is False:
             return self.plain(*args, **kwargs)
         element = self._trace(call.arguments)
-        program = self._program(call, element, self._choose(call, element))
+        program = self.program(call, element, self._choose(call, element))
         return program.run(element.closed, call.arguments.mapped)
 
     def batch_size_for(self, *args: Any, **kwargs: Any) -> int:
@@ -92,7 +92,8 @@ class Request:
     def _trace(self, arguments: Arguments) -> Element:
         return trace_element(self.fun, arguments, self.vmap, self.out_axes)
 
-    def _program(self, call: Call, element: Element, batch_size: int) -> Program:
+    def program(self, call: Call, element: Element, batch_size: int) -> Program:
+        """The program that carries the call out with this batch size."""
         reductions = tuple(reductions_of(self.reduce, element.treedef))
         is_whole = batch_size >= call.shard_size
         layout, plan = _whole(call) if is_whole else _chunked(call, batch_size, reductions)
@@ -113,9 +114,9 @@ class Request:
     def _check_collectives(self, element: Element, batch_size: int, size: int) -> None:
         if element.has_collective_over(self.axis_name):
             raise ValueError(
-                f"bmap: the function uses a collective over the axis {self.axis_name!r}, which needs all {size} elements at "
-                f"once, and a chunk has {batch_size}. Use batch_size=None (or jax.vmap), or move the collective out of the "
-                "function: reduce= computes sums, means, maxima and minima over all chunks."
+                f"bmap: the function uses a collective over the axis {self.axis_name!r}, which needs all "
+                f"{size} elements at once, and a chunk has {batch_size}. Use batch_size=None (or jax.vmap), or move "
+                "the collective out of the function: reduce= computes sums, means, maxima and minima over all chunks."
             )
 
     # The largest batch size that fits.
@@ -126,7 +127,7 @@ class Request:
         silent = replace(self, progress=False)
 
         def bytes_for(batch_size: int) -> int:
-            program = silent._program(call, element, batch_size)
+            program = silent.program(call, element, batch_size)
             closed, mapped = ([abstract(x) for x in values] for values in (element.closed, call.arguments.mapped))
             return compiled_bytes(program.run, closed, mapped)
 

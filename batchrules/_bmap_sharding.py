@@ -1,8 +1,8 @@
 """A mapped axis that is spread over devices: each device chunks its own part, and the results lie as the inputs do.
 
-Such an axis is laid out as one block for each device, and every chunk takes a part of each block, so slicing moves nothing
-from device to device. On an Explicit mesh the sharding is part of the type. On an Auto mesh only the compiler knows it; the
-layout suits it whatever it is, because a device holds whole blocks.
+Such an axis is laid out as one block for each device, and every chunk takes a part of each block, so slicing moves
+nothing from device to device. On an Explicit mesh the sharding is part of the type. On an Auto mesh only the
+compiler knows it; the layout suits it whatever it is, because a device holds whole blocks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One trace of the mapped function, and what it tells: the program of one element.
 
-The trace is made inside a `jax.vmap`, so that vmap itself checks axes and sizes, and says in its own words what is wrong.
+The trace is made inside a `jax.vmap`, so that vmap itself checks axes and sizes, and says in its own words what is
+wrong.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from batchrules._bmap_axes import Arguments, spread
@@ -19,9 +21,9 @@ from batchrules._bmap_axes import Arguments, spread
 class Element:
     """The program of one element, cut in two: what does not depend on the mapped axis, and the rest.
 
-    `shared` (inputs: the values that the function closes over, in `closed`) runs once. `jaxpr` runs for each element; its
-    inputs are shared's outputs and the mapped leaves. An output of the function is an int, which counts the outputs of
-    `jaxpr`, or a `Shared`.
+    `shared` (inputs: the values that the function closes over, in `closed`) runs once. `jaxpr` runs for each
+    element; its inputs are shared's outputs and the mapped leaves. An output of the function is an int, which counts
+    the outputs of `jaxpr`, or a `Shared`.
     """
 
     closed: tuple[Any, ...]
@@ -35,7 +37,7 @@ class Element:
 
     def share(self, closed: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Run what does not depend on the mapped axis: the loop's constants, and the outputs that are known with it."""
-        values = jax.core.eval_jaxpr(self.shared, (), *closed)
+        values = eval_jaxpr(self.shared, (), *closed)
         return values[: self.num_consts], values[self.num_consts :]
 
     def has_collective_over(self, axis_name: Any) -> bool:
@@ -66,7 +68,7 @@ def trace_element(
             return leaves
 
         closed = found["closed"] = jax.make_jaxpr(flat)(*mapped)
-        return jax.tree.unflatten(found["treedef"], jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *mapped))
+        return jax.tree.unflatten(found["treedef"], eval_jaxpr(closed.jaxpr, closed.consts, *mapped))
 
     stacked = jax.eval_shape(vmap(traced, tuple(arguments.mapped_axes)), *arguments.mapped)
     return _cut(found["closed"], found["treedef"], spread(out_axes, stacked), jax.tree.leaves(stacked))
@@ -128,7 +130,9 @@ def _is_over(eqn: JaxprEqn, axis_name: Any) -> bool:
     for key in ("axes", "axis_name"):
         names = eqn.params.get(key, ())
         # A position is an int, which a name is not unless someone made it so.
-        if any(type(name) is not int and name == axis_name for name in (names if isinstance(names, tuple) else (names,))):
+        if any(
+            type(name) is not int and name == axis_name for name in (names if isinstance(names, tuple) else (names,))
+        ):
             return True
     return False
 

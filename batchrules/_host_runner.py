@@ -38,39 +38,38 @@ class Runner:
         self.choice = _batch.choose_for(function.request, axes, function.paths, shapes)
         self._work = self._pick()
         self._simple = function.flat
-        self._promised = function.results[0] if self._simple else None
-        self._numpy_only = not function.allow_jax
-        self._bare: Callable[..., Any] | None = None
+        self._bare: Callable[..., tuple[Array, ...]] | None = None
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
         """The outputs, with all axes in front."""
         if self._bare is not None:
-            return self._call_bare(self._bare, arrays)
+            return self._bare(*arrays)
         outputs = run_inside(self._work, arrays, allow_jax=self._function.allow_jax)
-        if self._simple and not self._axes:
-            self._bare = self._function.first_call.unguarded()
+        function = self._function.first_call.unguarded()
+        if self._simple and not self._axes and function is not None:
+            self._bare = self._bare_call(function)
         return outputs
 
-    def _call_bare(self, function: Callable[..., Any], arrays: Sequence[Array]) -> tuple[Array, ...]:
+    def _bare_call(self, function: Callable[..., Any]) -> Callable[..., tuple[Array, ...]]:
         """One call of a function from arrays to one array, with nothing around it that can be done without."""
-        promised = self._promised
-        # What run_inside does, without a call more: this is the path of a small function called often.
-        before, running.numpy_only = running.numpy_only, self._numpy_only
-        try:
-            value = function(*arrays)
-        except ValueError as error:
-            self._function.explain(error)
-            raise
-        finally:
-            running.numpy_only = before
-        if (
-            promised
-            and isinstance(value, np.ndarray)
-            and value.dtype == promised.dtype
-            and value.shape == promised.shape
-        ):
-            return (value,)
-        return tuple(self._element(0, leaf, "") for leaf in self._function.result_leaves(value))
+        site, promised, numpy_only = self._function, self._function.results[0], not self._function.allow_jax
+        shape, dtype, array_type = promised.shape, promised.dtype, np.ndarray
+
+        def call(*arrays: Array) -> tuple[Array, ...]:
+            # What run_inside does, without a call more: this is the path of a small function called often.
+            before, running.numpy_only = running.numpy_only, numpy_only
+            try:
+                value = function(*arrays)
+            except ValueError as error:
+                site.explain(error)
+                raise
+            finally:
+                running.numpy_only = before
+            if type(value) is array_type and value.dtype == dtype and value.shape == shape:
+                return (value,)
+            return tuple(self._element(0, leaf, "") for leaf in site.result_leaves(value))
+
+        return call
 
     def _pick(self) -> Callable[[Sequence[Array]], tuple[Array, ...]]:
         if not self._axes:

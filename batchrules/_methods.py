@@ -120,8 +120,8 @@ def check_batch_size(batch_size: Any, where: str) -> int | None:
 def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     """Settle the method for a batch, with the reason and what each argument leads with."""
     if request.method != "auto":
-        return asked_for(request, [argument.mapped for argument in arguments])
-    mapped = _as_if_mapped(request, [argument.mapped for argument in arguments])
+        return asked_for(request.method, as_if_mapped(request, [argument.mapped for argument in arguments]))
+    mapped = as_if_mapped(request, [argument.mapped for argument in arguments])
     asked = [
         (argument, is_mapped) for argument, is_mapped in zip(arguments, mapped, strict=True) if not argument.follows
     ]
@@ -131,13 +131,12 @@ def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     return Choice("expand_dims", f"auto is expand_dims: {_proof(request)}", _auto_leads(arguments, mapped))
 
 
-def asked_for(request: MethodRequest, mapped: Sequence[bool]) -> Choice:
+def asked_for(method: str, mapped: Sequence[bool]) -> Choice:
     """The choice where a method was named."""
-    leads = _leads(request.method, _as_if_mapped(request, mapped))
-    return Choice(request.method, f"method={request.method!r} was asked for", leads)
+    return Choice(method, f"method={method!r} was asked for", _leads(method, mapped))
 
 
-def _as_if_mapped(request: MethodRequest, mapped: Sequence[bool]) -> list[bool]:
+def as_if_mapped(request: MethodRequest, mapped: Sequence[bool]) -> list[bool]:
     """Which arguments lead with the batch whatever the method: the mapped ones, and those that must follow them."""
     if not request.batched and not request.tied:
         return list(mapped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis
@@ -15,8 +15,7 @@ Method = str | Callable[[dict[str, Any]], str]
 NOTHING: Any = object()
 
 
-@dataclass(frozen=True)
-class BatchInfo:
+class BatchInfo(NamedTuple):
     """What one vectorised bind of a primitive is given; for `update_params`.
 
     Attributes:
@@ -83,12 +82,11 @@ class Registration:
     def choose(self, axes: Axes, shapes: Sequence[tuple[int, ...]], params: dict[str, Any]) -> Choice:
         """The method for a batch, whose operands have their mapped axis in front."""
         method = method_of(self.method, params, self.where) if callable(self.method) else self.method
-        request = MethodRequest(method, self.schema)
         if method == "auto":
             paths = [f"args.{i}" for i in range(len(shapes))]
-            choice = _batch.choose_for(request, axes, paths, shapes)
+            choice = _batch.choose_for(MethodRequest(method, self.schema, where=self.where), axes, paths, shapes)
         else:
-            choice = asked_for(request, _batch.mapped(axes, len(shapes)))
+            choice = asked_for(method, _batch.mapped(axes, len(shapes)))
         aliased = _aliased_operands(params)
         return replace(choice, leads=_with_batch(choice.leads, aliased)) if aliased else choice
 

@@ -41,7 +41,9 @@ def test_all_elements_where_they_fit():
 
 def test_nothing_fits():
     ours = bmap(layers, batch_size="auto", max_bytes=1000)
-    with pytest.raises(ValueError, match=r"no batch size fits max_bytes=1000: with 1 element\(s\) at a time.*takes \d+ bytes"):
+    with pytest.raises(
+        ValueError, match=r"no batch size fits max_bytes=1000: with 1 element\(s\) at a time.*takes \d+ bytes"
+    ):
         ours(random((SIZE, WIDTH)))
 
 

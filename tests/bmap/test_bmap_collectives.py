@@ -15,7 +15,7 @@ COLLECTIVES = {
     "all_gather": lambda a: lax.all_gather(a, "i"),
     "axis_index": lambda a: lax.axis_index("i") * a.astype("int32"),
     "ppermute": lambda a: lax.ppermute(a, "i", [(k, (k + 1) % 7) for k in range(7)]),
-    "inside jit": lambda a: jax.jit(lambda b: lax.psum(b, "i"))(a),
+    "inside jit": jax.jit(lambda a: lax.psum(a, "i")),
     "inside scan": lambda a: lax.scan(lambda c, _: (lax.pmean(c, "i"), None), a, length=2)[0],
 }
 
@@ -53,5 +53,5 @@ def test_collectives_over_other_axes():
         return jax.vmap(by(lambda a: a - lax.pmean(a, "outer")), axis_name="outer")
 
     assert_close(f(lambda g: bmap(g, batch_size=3))(random((4, 7))), f(jax.vmap)(random((4, 7))))
-    inner = bmap(lambda a: jax.vmap(lambda b: lax.psum(b, "i"), axis_name="i")(a), axis_name="i", batch_size=3)
+    inner = bmap(jax.vmap(lambda b: lax.psum(b, "i"), axis_name="i"), axis_name="i", batch_size=3)
     assert_close(inner(random((7, 4))), jnp.broadcast_to(jnp.sum(random((7, 4)), axis=1, keepdims=True), (7, 4)))

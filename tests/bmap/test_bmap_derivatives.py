@@ -140,9 +140,7 @@ def test_no_derivative_is_asked_of_arguments_that_have_none():
     assert_close(jax.grad(lambda a: jnp.sum(bmap(f, batch_size=3)(n, a)))(a), n.astype("float64"))
 
 
-@given(
-    st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, -1]), st.integers(1, 9), st.integers(1, 8), st.booleans()
-)
+@given(st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, -1]), st.integers(1, 9), st.integers(1, 8), st.booleans())
 def test_gradients_along_any_axis(in_axis, out_axis, size, batch_size, checkpoint):
     shape = [2, 3]
     shape.insert(in_axis, size)

@@ -96,12 +96,12 @@ def test_init_of_another_structure():
 
 
 def test_combine_that_changes_the_type():
-    with pytest.raises(TypeError, match="must return what it is given.*float64.*float32"):
+    with pytest.raises(TypeError, match=r"must return what it is given.*float64.*float32"):
         bmap(lambda a: a, batch_size=3, reduce=(0.0, lambda a, b: (a + b).astype("float32")))(random(7))
 
 
 def test_an_error_of_the_function_passes_through():
-    def f(a):
+    def f(_):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):

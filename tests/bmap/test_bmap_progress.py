@@ -1,6 +1,7 @@
 """progress=True: a bar that counts each chunk once."""
 
 import sys
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ SIZE, BATCH = 13, 5  # 3 and twice 5
 class Bar:
     """Stands in for tqdm's: counts."""
 
-    made = []
+    made: ClassVar[list] = []
 
     def __init__(self, total, desc, unit):
         self.total, self.desc, self.unit, self.n, self.closed = total, desc, unit, 0, False

@@ -30,7 +30,10 @@ def test_any_axes_and_any_batch_size(jit):
     @given(mappings())
     def equals_vmap(mapping):
         (a_axis, b_axis), out_axes, size, batch_size = mapping
-        a, b = (random((2, 3) if axis is None else _with_axis((2, 3), axis, size), i) for i, axis in enumerate([a_axis, b_axis]))
+        a, b = (
+            random((2, 3) if axis is None else _with_axis((2, 3), axis, size), i)
+            for i, axis in enumerate([a_axis, b_axis])
+        )
 
         def f(a, b):
             return a * b, (a + b).T, jnp.ones(2)
@@ -123,7 +126,9 @@ def test_typed_prng_keys(batch_size):
     assert_close(bmap(f, in_axes, out_axes, batch_size=batch_size)(*args), jax.vmap(f, in_axes, out_axes)(*args))
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "complex128"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "complex128"]
+)
 def test_dtypes(dtype):
     a = jnp.arange(SIZE).astype(dtype)
     assert bmap(lambda a: a, batch_size=5)(a).dtype == dtype
