@@ -52,6 +52,6 @@ class MappedBind:
 
     def _run_local(self, axes: Axes, arrays: Sequence[Any]) -> list[_rules.Output]:
         registration = self.registration
-        choice = registration.choose(axes, [tuple(array.shape) for array in arrays], self.params)
+        choice = registration.choose(axes, arrays, self.params)
         plan = _rules.Plan(choice, registration.batch_size, registration.where, self.results)
         return _rules.run(functools.partial(self.apply, choice), axes, arrays, plan)

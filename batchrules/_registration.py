@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import jax
+
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis
 from batchrules._methods import Choice, Lead, MethodRequest, asked_for, method_of
@@ -77,16 +79,18 @@ class Registration:
         in_batched = tuple(axis is not None for axis in in_axes)
         shapes = [_mapped_in_front(tuple(operand.shape), axis) for operand, axis in zip(operands, in_axes, strict=True)]
         size = next(shape[0] for shape, batched in zip(shapes, in_batched, strict=True) if batched)
-        return self.choose((BatchAxis(size, in_batched),), shapes, params)
+        structs = [jax.ShapeDtypeStruct(shape, bool) for shape in shapes]
+        return self.choose((BatchAxis(size, in_batched),), structs, params)
 
-    def choose(self, axes: Axes, shapes: Sequence[tuple[int, ...]], params: dict[str, Any]) -> Choice:
+    def choose(self, axes: Axes, operands: Sequence[Any], params: dict[str, Any]) -> Choice:
         """The method for a batch, whose operands have their mapped axis in front."""
         method = method_of(self.method, params, self.where) if callable(self.method) else self.method
         if method == "auto":
-            paths = [f"args.{i}" for i in range(len(shapes))]
+            paths = [f"args.{i}" for i in range(len(operands))]
+            shapes = [tuple(operand.shape) for operand in operands]
             choice = _batch.choose_for(MethodRequest(method, self.schema, where=self.where), axes, paths, shapes)
         else:
-            choice = asked_for(method, _batch.mapped(axes, len(shapes)))
+            choice = asked_for(method, _batch.mapped(axes, len(operands)))
         aliased = _aliased_operands(params)
         return replace(choice, leads=_with_batch(choice.leads, aliased)) if aliased else choice
 

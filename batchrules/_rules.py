@@ -174,8 +174,9 @@ class _FlatBatch:
     def _outputs(self, arrays: Sequence[Any], size: int, *, alone: bool) -> list[Output]:
         # A batch of one cannot show whether an output depends on it. Unmapped is the answer that serves every
         # out_axes, and the one that larger batches give.
-        unmapped = self.plan.choice.method == "expand_dims"
-        return [Output(array, batched=not (unmapped and (alone or array.shape[0] != size))) for array in arrays]
+        if self.plan.choice.method != "expand_dims":
+            return [Output(array, batched=True) for array in arrays]
+        return [Output(array, batched=not alone and array.shape[0] == size) for array in arrays]
 
     def _broken_promise(self, position: int, output: Any, size: int, given: Sequence[Any]) -> BatchContractError:
         method = self.plan.choice.method
