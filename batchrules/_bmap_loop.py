@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from batchrules._bmap_primitives import graft, pop, read, settle, write
+from batchrules._bmap_primitives import graft, pop, still, write
+from batchrules._bmap_settle import settle
 from batchrules._bmap_sharding import blank_like, is_placed, placed_like
 
 Values = Sequence[Any]
@@ -84,7 +85,7 @@ class Loop:
 
     def run(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
         """Run the step over all chunks: the last state, and the whole results."""
-        fixed = [lax.stop_gradient(x) for x in wholes]
+        fixed = [still(x) if _is_differentiable(x) else x for x in wholes]
         carriers = [x if _is_differentiable(x) else None for x in wholes]
         carry = (*self._start(consts, state, fixed), carriers)
         advance = partial(self._advance, consts, fixed)
@@ -126,7 +127,7 @@ class Loop:
 
     def _work(self, size: int, start: Any, inputs: tuple[Values, Values], state: Values, taken: Values) -> Any:
         consts, fixed = inputs
-        parts = [read(x, start, axis=axis, size=size) for x, axis in zip(fixed, self.in_axes, strict=True)]
+        parts = [lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in zip(fixed, self.in_axes, strict=True)]
         parts = [x if carrier is None else graft(x, carrier) for x, carrier in zip(parts, taken, strict=True)]
         state, results = self.step(size, consts, state, parts)
         return list(state), list(results)

@@ -36,11 +36,11 @@ class DeviceOptions:
 class DeviceCall:
     """A JAX-traceable function that is batched as a whole; made by `device_call`."""
 
-    def __init__(self, fn: Callable[..., Any], static_argnames: str | Sequence[str], options: DeviceOptions) -> None:
+    def __init__(self, fn: Callable[..., Any], parameters: Parameters, options: DeviceOptions) -> None:
         functools.update_wrapper(self, fn)
         self._fn = hashable(fn)
         self._options = options
-        self._parameters = Parameters(fn, static_argnames, options.name)
+        self._parameters = parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, as part of a JAX program or at once."""
@@ -51,6 +51,10 @@ class DeviceCall:
         site, tree = self._site(call, operands)
         outputs = device_call_p.bind(*operands, site=site, axes=())
         return _trees.unflatten(tree, outputs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: the instance is the first argument, static or a container of arrays."""
+        return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
         """The name and the method."""
@@ -67,21 +71,21 @@ class DeviceCall:
         Returns:
             A `Choice` with the name of the method and the reason in words.
         """
-        recorded = recorded_call(device_call_p, self, args, kwargs, in_axes)
+        recorded = recorded_call(device_call_p, self._parameters.with_statics(self, kwargs), args, in_axes)
         return choose(recorded.site, recorded.axes, recorded.shapes)
 
     def _check_keywords(self, call: Call) -> None:
         if self._options.endpoints.given and call.structure.has_keyword_arrays:
             raise TypeError(
                 f"{self._options.name}: with a jvp or vjp endpoint, arrays must be positional parameters, since "
-                "endpoints are given a tuple of them; make the keyword-only parameters positional, or name them in "
-                "static_argnames."
+                "endpoints are given a tuple of them; pass them by position, or name them in static_argnames."
             )
 
     def _site(self, call: Call, operands: Sequence[Any]) -> tuple[DeviceSite, _trees.Structure]:
         options = self._options
         primal = Primal(self._fn, call.structure, options.name, options.endpoints)
         element = _traced(primal, operands)
+        _operands.check_signature(options.signature, len(call.paths), len(element.results), options.name)
         request = MethodRequest(options.method, options.schema, options.signature, options.name)
         site = DeviceSite(
             primal, options.name, call.paths, element.results, request, options.batch_size, element.axis_names
@@ -106,7 +110,7 @@ def _traced(primal: Primal, operands: Sequence[Any]) -> _Element:
         result = primal.result(leaves)
         flat, tree = _trees.flatten(result)
         paths = _trees.paths(result)
-        _trees.check_leaves(flat, paths, f"{primal.name} returned something else than arrays")
+        _check_outputs(flat, paths, primal.name)
         seen.append((tree, paths))
         return flat
 
@@ -114,8 +118,27 @@ def _traced(primal: Primal, operands: Sequence[Any]) -> _Element:
     _refuse_traced_constants(jaxpr.consts, primal.name)
     tree, paths = seen[-1]
     results = tuple(Result(p, aval.shape, aval.dtype) for p, aval in zip(paths, jaxpr.out_avals, strict=True))
-    names = frozenset(effect.name for effect in jaxpr.effects if hasattr(effect, "name"))
-    return _Element(results, tree, names)
+    return _Element(results, tree, _axis_names(jaxpr.effects, primal.name))
+
+
+def _axis_names(effects: Any, name: str) -> frozenset[Any]:
+    """The named axes that a function has collectives over; an error if it has side effects."""
+    named = frozenset(effect.name for effect in effects if hasattr(effect, "name"))
+    # An unordered jax.debug.print may come, or not come, as elsewhere in JAX.
+    kept = [str(effect) for effect in effects if not hasattr(effect, "name") and str(effect) != "Debug"]
+    if kept:
+        raise TypeError(
+            f"{name} has side effects ({', '.join(sorted(kept))}), which a device call cannot keep: it may be run "
+            "once, several times or not at all. Move them out of the function."
+        )
+    return named
+
+
+def _check_outputs(leaves: Sequence[Any], paths: Sequence[str], name: str) -> None:
+    for leaf, path in zip(leaves, paths, strict=True):
+        if not _trees.is_array(leaf):
+            place = f"as output {path!r}" if path else "as its result"
+            raise TypeError(f"{name} returned a {type(leaf).__name__} {place}, where an array belongs.")
 
 
 def _refuse_traced_constants(constants: Sequence[Any], name: str) -> None:
@@ -180,15 +203,17 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
             static_argnames=static_argnames, name=name,
         )  # fmt: skip
     label = label_of(fn, name, "device_call")
+    parameters = Parameters(fn, static_argnames, label)
     options = DeviceOptions(
         method=check_method(method, label),
         batch_size=check_batch_size(batch_size, label),
-        schema=as_schema(schema, label),
+        schema=as_schema(parameters.named(schema), label),
         signature=as_signature(signature, label),
         endpoints=Endpoints(_checked_endpoint(jvp, "jvp", label), _checked_endpoint(vjp, "vjp", label)),
         name=label,
     )
-    return DeviceCall(fn, static_argnames, options)
+    parameters.check_schema(options.schema)
+    return DeviceCall(fn, parameters, options)
 
 
 def _checked_endpoint(endpoint: Any, which: str, where: str) -> Any:

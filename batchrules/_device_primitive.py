@@ -53,7 +53,7 @@ def _reduced(array: Any, axes: Axes, output: int) -> Any:
     for position in reversed(range(len(axes))):
         axis = axes[position]
         if axis.output(output) is OutAxis.ABSENT:
-            array = lax.index_in_dim(array, 0, position, keepdims=False) if axis.size else array.sum(position)
+            array = lax.index_in_dim(array, 0, position, keepdims=False)
         elif axis.output(output) is OutAxis.SUMMED:
             array = jnp.sum(array, position, dtype=array.dtype)
             names = _placement.mesh_names(axis.mesh_axis)
@@ -86,20 +86,24 @@ def _refuse_collective(site: DeviceSite, axis_name: Any) -> None:
 def _what_depends(site: DeviceSite, mapped: _recording.MappedOperands, axes: Axes) -> tuple[OutAxis, ...] | None:
     """For each output, whether it depends on a new axis; None for: all do.
 
-    Only a vectorised function tells, by leading with 1; it is traced once more for that, which also finds one that
-    breaks its promise. Derivatives are left alone: JAX traces a jvp on its way to a vjp, where there may be none.
+    Only under `expand_dims` does a function tell, by leading with 1; it is traced once more for that.
+    Derivatives are left alone: JAX traces a jvp on its way to a vjp, where there may be none.
     """
     if site.linear or mapped.axis.mesh_axis is not None or _batch.count((mapped.axis, *axes)) == 0:
         return None
     all_axes = (mapped.axis, *axes)
-    if not choose(site, all_axes, [tuple(x.shape) for x in mapped.operands]).vectorised:
+    if (
+        choose(site, all_axes, [tuple(x.shape) for x in mapped.operands]).method != "expand_dims"
+        or site.batch_size == 1
+    ):
         return None
-    probe = replace(mapped.axis, size=max(2, mapped.axis.size))
+    most = site.batch_size or max(2, mapped.axis.size)
+    probe = replace(mapped.axis, size=min(max(2, mapped.axis.size), most))
     depends: list[bool] = []
 
     def trace(*operands: Any) -> list[Any]:
         elements = [
-            _along_one_axis(x, len(_batch.argument_axes(axes, i)), repeat=probe.size != mapped.axis.size)
+            _along_one_axis(x, len(_batch.argument_axes(axes, i)), probe.size)
             if probe.in_batched[i]
             else _first(x, len(_batch.argument_axes(axes, i)))
             for i, x in enumerate(operands)
@@ -117,10 +121,10 @@ def _first(array: Any, lead: int) -> Any:
     return array[(0,) * lead]
 
 
-def _along_one_axis(array: Any, inner: int, *, repeat: bool) -> Any:
-    """The first element along the inner axes, for all of the outermost; a single one twice."""
+def _along_one_axis(array: Any, inner: int, size: int) -> Any:
+    """The first element along the inner axes, for so many of the outermost; a single one twice."""
     kept = array[(slice(None), *(0,) * inner)]
-    return lax.concatenate([kept, kept], 0) if repeat else kept
+    return lax.concatenate([kept, kept], 0) if kept.shape[0] < size else kept[:size]
 
 
 @device_call_p.def_impl

@@ -96,6 +96,15 @@ class Endpoints:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """The shapes and dtypes of a function's outputs, their structure and their paths."""
+
+    outputs: list[Any]
+    tree: _trees.Structure
+    paths: list[str]
+
+
+@dataclass(frozen=True)
 class Primal:
     """The user's function."""
 
@@ -112,6 +121,19 @@ class Primal:
         """What the function returns."""
         args, kwargs = self.structure.assemble(leaves)
         return self.function(*args, **kwargs)
+
+    def outline(self, leaves: Sequence[Any]) -> Outline:
+        """What the function would return for such arrays, without running it."""
+        trees: list[tuple[_trees.Structure, list[str]]] = []
+
+        def flat(*moving: Any) -> list[Any]:
+            result = self.result(moving)
+            outputs, tree = _trees.flatten(result)
+            trees.append((tree, _trees.paths(result)))
+            return outputs
+
+        outputs = jax.eval_shape(flat, *leaves)
+        return Outline(outputs, *trees[-1])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from batchrules import _trees
@@ -39,9 +38,12 @@ class GivenTangent:
         no_tangents = [None] * len(primals)
         args, keywords = structure.assemble(primals)
         result = endpoint(tuple(args), structure.mirror(fill(self.nonzero, tangents, no_tangents)), **keywords)
-        shapes = jax.eval_shape(lambda *moving: self.primal.result(moving), *primals)
-        answer = _matched(result, shapes, f"{self.primal.name}: the jvp endpoint", "outputs")
-        return _checked(select(answer, self.inexact), select(_leaves(shapes), self.inexact), self.primal.name, "jvp")
+        outline = self.primal.outline(primals)
+        like = _trees.unflatten(outline.tree, outline.outputs)
+        answer = _matched(result, like, f"{self.primal.name}: the jvp endpoint", "outputs")
+        where = f"{self.primal.name}: the jvp endpoint's tangent of output"
+        places = select([_place(path, i) for i, path in enumerate(outline.paths)], self.inexact)
+        return _checked(select(answer, self.inexact), select(outline.outputs, self.inexact), where, places)
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,24 @@ class GivenCotangent:
             )
         primals, cotangents = leaves[: len(self.wanted)], leaves[len(self.wanted) :]
         structure = self.primal.structure
-        shapes = jax.eval_shape(lambda *moving: self.primal.result(moving), *primals)
-        given = jax.tree_util.tree_unflatten(
-            jax.tree_util.tree_structure(shapes), fill(self.seen, cotangents, [None] * len(self.seen))
-        )
+        outline = self.primal.outline(primals)
+        shown = [_fitted(c, x) for c, x in zip(cotangents, select(outline.outputs, self.seen), strict=True)]
+        given = _trees.unflatten(outline.tree, fill(self.seen, shown, [None] * len(self.seen)))
         args, keywords = structure.assemble(primals)
         result = endpoint(tuple(args), given, structure.mirror(self.wanted), **keywords)
         answer = _matched(result, structure.mirror(list(primals)), f"{self.primal.name}: the vjp endpoint", "arguments")
-        return _checked(select(answer, self.wanted), select(primals, self.wanted), self.primal.name, "vjp")
+        where = f"{self.primal.name}: the vjp endpoint's cotangent of argument"
+        places = [str(i) for i, is_wanted in enumerate(self.wanted) if is_wanted]
+        return _checked(select(answer, self.wanted), select(primals, self.wanted), where, places)
 
 
-def _leaves(shapes: Any) -> list[Any]:
-    return jax.tree_util.tree_leaves(shapes)
+def _fitted(cotangent: Any, output: Any) -> Any:
+    """The cotangent in the shape of an output that leads with 1 because it depends on no mapped argument."""
+    return cotangent if cotangent.shape == output.shape else cotangent.sum(0, keepdims=True)
+
+
+def _place(path: str, position: int) -> str:
+    return repr(path) if path else str(position)
 
 
 def _matched(result: Any, like: Any, where: str, what: str) -> list[Any]:
@@ -85,14 +93,13 @@ def _matched(result: Any, like: Any, where: str, what: str) -> list[Any]:
         ) from error
 
 
-def _checked(answer: Sequence[Any], like: Sequence[Any], name: str, endpoint: str) -> list[Any]:
+def _checked(answer: Sequence[Any], like: Sequence[Any], where: str, places: Sequence[str]) -> list[Any]:
     checked = []
-    for position, (value, expected) in enumerate(zip(answer, like, strict=True)):
+    for value, expected, place in zip(answer, like, places, strict=True):
         array = jnp.zeros(expected.shape, expected.dtype) if value is None else jnp.asarray(value)
         if array.shape != tuple(expected.shape) or array.dtype != expected.dtype:
             raise ResultError(
-                f"{name}: the {endpoint} endpoint returned {array.dtype}{list(array.shape)} as number {position}, "
-                f"expected {expected.dtype}{list(expected.shape)}."
+                f"{where} {place} is {array.dtype}{list(array.shape)}, expected {expected.dtype}{list(expected.shape)}."
             )
         checked.append(array)
     return checked

@@ -38,6 +38,8 @@ def _batch_method(registration: Registration) -> Callable[..., tuple[Any, Any]]:
     def batch(self: Any, axis_data: Any, args: Any, dims: Any) -> tuple[Any, Any]:
         leaves, tree = jax.tree_util.tree_flatten(args)
         flat_dims = tree.flatten_up_to(dims)
+        if all(dim is None for dim in flat_dims):
+            return self(*args), jax.tree_util.tree_map(lambda _: None, self.out_aval)
         in_batched = tuple(dim is not None for dim in flat_dims)
         apply = _Apply(registration, self, tree)
         results = jax.tree_util.tree_leaves(self.out_aval)
@@ -62,7 +64,11 @@ class _Apply:
         args = jax.tree_util.tree_unflatten(self._tree, leaves)
         call = self._registration.call
         result = self._primitive(*args) if size is None or call is None else call(self._primitive, *args)
-        return jax.tree_util.tree_leaves(result)
+        leaves, tree = jax.tree_util.tree_flatten(result)
+        expected = jax.tree_util.tree_structure(self._primitive.out_aval)
+        if tree != expected:
+            raise TypeError(f"{self._registration.where}: call returned {tree}, but the primitive gives {expected}.")
+        return leaves
 
     def tree_of(self, leaves: Sequence[Any]) -> Any:
         """The leaves in the structure of the result."""

@@ -17,7 +17,7 @@ from batchrules._host_runner import Runner
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
 from batchrules._promise import promised
-from batchrules._schema import Schema, as_schema, as_signature
+from batchrules._schema import Schema, Signature, as_schema, as_signature
 from batchrules._signature import Call, Parameters
 from batchrules._values import hashable, label_of
 
@@ -29,7 +29,7 @@ class HostOptions:
     method: str
     schema: Schema | None
     batch_size: int | None
-    signature: Any
+    signature: Signature | None
     allow_jax: bool
     name: str
 
@@ -41,18 +41,12 @@ class HostCall:
     under `jax.vmap` the mapped axes are recorded, and one callback runs the whole batch.
     """
 
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        result_shape: Any,
-        static_argnames: str | Sequence[str],
-        options: HostOptions,
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any], result_shape: Any, parameters: Parameters, options: HostOptions) -> None:
         functools.update_wrapper(self, fn)
         self._fn = hashable(fn)
         self._options = options
         self._result_shape = result_shape
-        self._parameters = Parameters(fn, static_argnames, options.name)
+        self._parameters = parameters
         self._first_call = FirstCall(fn, options.name, allow_jax=options.allow_jax)
         if not callable(result_shape):
             promised(result_shape, options.name)
@@ -66,6 +60,10 @@ class HostCall:
         site = self._site(call, operands)
         outputs = host_call_p.bind(*operands, site=site, axes=())
         return _trees.unflatten(site.result_tree, outputs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: the instance is the first argument, static or a container of arrays."""
+        return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
         """The name and the method."""
@@ -90,9 +88,9 @@ class HostCall:
             >>> total.method_for(np.ones((4, 3), "float32")).method
             'sequential'
         """
-        params = recorded_call(host_call_p, self, args, kwargs, in_axes)
-        site, axes = params.site, params.axes
-        return _batch.choose_for(site.request, axes, site.paths, params.shapes)
+        recorded = recorded_call(host_call_p, self._parameters.with_statics(self, kwargs), args, in_axes)
+        site = recorded.site
+        return _batch.choose_for(site.request, recorded.axes, site.paths, recorded.shapes)
 
     def _run_without_jax(self, call: Call) -> Any:
         """A host call made by a host function: straight to the function, since JAX may be waiting for us."""
@@ -106,6 +104,7 @@ class HostCall:
         options = self._options
         _operands.check_schema(options.schema, call.paths, operands, options.name)
         results, tree = promised(self._promise(call, operands), options.name)
+        _operands.check_signature(options.signature, len(call.paths), len(results), options.name)
         return HostFunction(
             function=self._fn,
             name=options.name,
@@ -188,15 +187,17 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
             f"{label}: result_shape is missing. Say what ONE call returns: a pytree of jax.ShapeDtypeStruct(shape, "
             "dtype), or a function of the arguments that returns one; an empty tuple for a function without results."
         )
+    parameters = Parameters(fn, static_argnames, label)
     options = HostOptions(
         method=check_method(method, label, HOST_METHODS),
-        schema=as_schema(schema, label),
+        schema=as_schema(parameters.named(schema), label),
         batch_size=check_batch_size(batch_size, label),
         signature=as_signature(signature, label),
         allow_jax=_checked_bool(allow_jax, label),
         name=label,
     )
-    return HostCall(fn, result_shape, static_argnames, options)
+    parameters.check_schema(options.schema)
+    return HostCall(fn, result_shape, parameters, options)
 
 
 def _checked_bool(allow_jax: Any, where: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from batchrules import _trees
@@ -68,7 +69,9 @@ class HostFunction:
 
     def explain(self, error: ValueError) -> None:
         """Raise a clearer error if the function wrote into an argument; else leave it to the caller to raise."""
-        if "read-only" in str(error):
+        # NumPy's own words, and without str(error), which is the user's code.
+        words = [word for word in error.args if isinstance(word, str)]
+        if any(word.endswith(("destination is read-only", "array is read-only")) for word in words):
             raise ReadOnlyArgumentError(
                 f"{self.name} writes into one of its arguments ({error}). Arguments belong to JAX and are read-only: "
                 "take a copy first (x = x.copy()) and write into that."
@@ -91,6 +94,11 @@ def as_array(function: HostFunction, output: int, value: Any, where: str) -> np.
     promised = function.results[output]
     if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
         return _python_scalar(function, promised, value, where)
+    if isinstance(value, np.ma.MaskedArray):
+        raise ResultError(
+            f"{function.name}{where}: {_output(promised)} is a masked array, and JAX has no masks. Return "
+            "result.filled(value), and the mask beside it if it matters."
+        )
     array = np.asarray(value)
     if array.dtype != promised.dtype:
         raise ResultError(
@@ -101,17 +109,18 @@ def as_array(function: HostFunction, output: int, value: Any, where: str) -> np.
 
 
 def _python_scalar(function: HostFunction, promised: Result, value: Any, where: str) -> np.ndarray[Any, Any]:
-    kinds = {bool: "b", int: "iu", float: "f", complex: "c"}
-    order = "b", "iu", "f", "c"
-    highest = next(rank for rank, kind in enumerate(order) if kinds[type(value)] == kind)
-    kind = "f" if promised.dtype.kind == "V" else promised.dtype.kind
-    rank = next((rank for rank, kinds_here in enumerate(order) if kind in kinds_here), -1)
-    try:
-        if rank >= highest:
+    came = next(rank for rank, kind in enumerate((bool, int, float, complex)) if isinstance(value, kind))
+    fits = next(
+        rank
+        for rank, kind in enumerate((np.bool_, np.integer, np.floating, np.complexfloating))
+        if jnp.issubdtype(promised.dtype, kind)
+    )
+    reason = f"a {type(value).__name__} does not fit"
+    if came <= fits:
+        try:
             return np.asarray(value, promised.dtype)
-        reason = f"a {type(value).__name__} does not fit"
-    except OverflowError:
-        reason = "it is out of range"
+        except OverflowError:
+            reason = "it is out of range"
     raise ResultError(
         f"{function.name}{where}: {_output(promised)} is {value!r}, but result_shape promises {promised.dtype}, and "
         f"{reason}."

@@ -61,7 +61,7 @@ class Attempts:
         with self._lock:
             ticket = next(self._tickets) % (2**31 - 1) or 1
             self._failures[ticket] = error
-            self._failures.pop(ticket - 64, None)
+            self._failures.pop(ticket - 8, None)
         return ticket
 
 

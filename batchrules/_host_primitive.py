@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir, xla
 
-from batchrules import _host_lowering, _recording
+from batchrules import _host_lowering, _operands, _recording
 from batchrules._batch import Axes
 from batchrules._errors import DerivativeError
 from batchrules._host_function import HostFunction
@@ -38,20 +38,20 @@ batching.fancy_primitive_batchers[host_call_p] = _record_axis
 
 @host_call_p.def_impl
 def _run_eagerly(*operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any]:
-    devices = {device for operand in operands if isinstance(operand, jax.Array) for device in operand.devices()}
+    devices = _devices(operands)
     if len(devices) > 1:
         return xla.apply_primitive(host_call_p, *operands, site=site, axes=axes)
     # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
-    arrays = [_read_only(operand) for operand in operands]
+    arrays = [_operands.as_read_only(operand) for operand in operands]
     outputs = Runner(site, axes, [array.shape for array in arrays])(*arrays)
     return [_on_device(output, devices) for output in outputs]
 
 
-def _read_only(operand: Any) -> np.ndarray[Any, Any]:
-    # Under an eager jax.vmap a NumPy array arrives as the caller's own.
-    array = np.asarray(operand).view()
-    array.flags.writeable = False
-    return array
+def _devices(operands: Sequence[Any]) -> set[Any]:
+    """The devices that take part: an array on one device, not committed to it, goes where the others are."""
+    arrays = [operand for operand in operands if isinstance(operand, jax.Array)]
+    bound = [array for array in arrays if array.committed or len(array.devices()) > 1]
+    return {device for array in bound or arrays for device in array.devices()}
 
 
 def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
@@ -63,7 +63,8 @@ def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
 
 
 def _no_derivative(primals: Sequence[Any], tangents: Sequence[Any], *, site: HostFunction, axes: Axes) -> Any:
-    if all(isinstance(tangent, ad.Zero) for tangent in tangents):
+    moved = any(not isinstance(tangent, ad.Zero) for tangent in tangents)
+    if not moved or not any(jnp.issubdtype(result.dtype, np.inexact) for result in site.results):
         outputs = host_call_p.bind(*primals, site=site, axes=axes)
         return outputs, [ad.Zero(jax.typeof(output).to_tangent_aval()) for output in outputs]
     raise DerivativeError(

@@ -119,7 +119,8 @@ class Runner:
             for leaves in elements:
                 index += 1
                 value = function(*leaves)
-                if isinstance(value, np.ndarray | np.generic) and value.dtype == dtype and value.shape == shape:
+                exact = type(value) is np.ndarray or isinstance(value, np.generic)
+                if exact and value.dtype == dtype and value.shape == shape:
                     buffer[index] = value
                 else:
                     self._store([buffer], index, self._function.result_leaves(value))
@@ -189,7 +190,8 @@ class Runner:
 
 def _merged(array: Array, lead: int) -> Array:
     """The array with its leading dimensions flattened to one."""
-    return array if lead == 1 else array.reshape(math.prod(array.shape[:lead]), *array.shape[lead:])
+    # A reshape is a writable copy where the array is not contiguous.
+    return array if lead == 1 else _read_only(array.reshape(math.prod(array.shape[:lead]), *array.shape[lead:]))
 
 
 def _views(rows: Array, numbers: Iterable[int]) -> Iterator[Array]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from batchrules._batch import Axes
+from batchrules._signature import KeywordCall
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,19 @@ class RecordedCall:
     shapes: list[tuple[int, ...]]
 
 
-def recorded_call(
-    primitive: Any, fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], in_axes: Any
-) -> RecordedCall:
+def recorded_call(primitive: Any, call: KeywordCall, args: tuple[Any, ...], in_axes: Any) -> RecordedCall:
     """The first call of a primitive in `jax.vmap(fun, in_axes)(*args, **kwargs)`."""
-    mapped = jax.vmap(fun, in_axes=in_axes)
-    jaxpr = jax.make_jaxpr(functools.partial(mapped, **kwargs))(*args)
+    fun = functools.partial(call.fun, **call.static)
+    # Unmapped arguments stay outside the trace, since some of them may be static.
+    unmapped = [isinstance(in_axes, tuple | list) and i < len(in_axes) and in_axes[i] is None for i in range(len(args))]
+    traced = [arg for arg, is_unmapped in zip(args, unmapped, strict=True) if not is_unmapped]
+
+    def mapped_call(moving: list[Any], keywords: dict[str, Any]) -> Any:
+        source = iter(moving)
+        all_args = [arg if is_unmapped else next(source) for arg, is_unmapped in zip(args, unmapped, strict=True)]
+        return jax.vmap(fun, in_axes=in_axes)(*all_args, **keywords)
+
+    jaxpr = jax.make_jaxpr(mapped_call)(traced, call.mapped)
     equation = next(eqn for eqn in jaxpr.eqns if eqn.primitive is primitive)
     shapes = [tuple(variable.aval.shape) for variable in equation.invars]
     return RecordedCall(equation.params["site"], equation.params["axes"], shapes)

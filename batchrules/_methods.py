@@ -197,15 +197,15 @@ def _takes_a_lead(spec: ArraySpec, shape: tuple[int, ...]) -> bool:
 
 def _rank_obstacle(request: MethodRequest, arguments: Sequence[Argument], mapped: Sequence[bool]) -> str | None:
     cores = _core_ranks(request, arguments)
-    ranks = {
-        argument.path: len(argument.shape) - core
+    ranks = [
+        (argument.path, len(argument.shape) - core)
         for argument, core, is_mapped in zip(arguments, cores, mapped, strict=True)
         if is_mapped or argument.shape
-    }
-    if len(set(ranks.values())) <= 1:
+    ]
+    if len({rank for _, rank in ranks}) <= 1:
         return None
     kind = "element ranks" if request.signature is None else "ranks left over by the signature"
-    listed = ", ".join(f"{path!r} has {rank}" for path, rank in ranks.items())
+    listed = ", ".join(f"{path!r} has {rank}" for path, rank in ranks)
     return f"the {kind} differ ({listed}), so a leading dimension would not line up under broadcasting"
 
 
@@ -230,11 +230,18 @@ def _core_ranks(request: MethodRequest, arguments: Sequence[Argument]) -> list[i
 
 def method_of(choose_name: Callable[[dict[str, Any]], str], params: dict[str, Any], where: str) -> str:
     """The method's name, where it is a function of a primitive's parameters."""
-    try:
-        name = choose_name(params)
-    except KeyError as error:
+    return check_method(choose_name(_Params(params, where)), f"{where} (from method=callable(params))")
+
+
+class _Params(dict[str, Any]):
+    """A primitive's parameters, which say so when one is asked for that is not there."""
+
+    def __init__(self, params: dict[str, Any], where: str) -> None:
+        super().__init__(params)
+        self._where = where
+
+    def __missing__(self, name: str) -> Any:
         raise ValueError(
-            f"{where}: method=callable(params) looked for the parameter {error.args[0]!r}, which this call does not "
-            f"have. Its parameters are {sorted(params)}."
-        ) from error
-    return check_method(name, f"{where} (from method=callable(params))")
+            f"{self._where}: method=callable(params) looked for the parameter {name!r}, which this call does not "
+            f"have. Its parameters are {sorted(self)}."
+        )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from batchrules import _jax_versions, _placement
-from batchrules._schema import Schema
+from batchrules._schema import Schema, Signature
 from batchrules._signature import Call
 
 
@@ -30,9 +30,32 @@ def _is_extended(leaf: Any) -> bool:
 
 
 def as_numpy(leaf: Any) -> np.ndarray[Any, Any]:
-    """The leaf as a NumPy array of the dtype that JAX would hold it in."""
-    array = np.asarray(leaf)
+    """The leaf as a read-only NumPy array of the dtype that JAX would hold it in."""
+    array = as_read_only(leaf)
     return array.astype(_jax_versions.canonical_dtype(array.dtype), copy=False)
+
+
+def as_read_only(leaf: Any) -> np.ndarray[Any, Any]:
+    """The leaf as a read-only NumPy array that its owner cannot change: a copy of one that is NumPy's."""
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError("JAX has no masks: pass array.filled(value) instead of a masked array, and the mask beside it.")
+    array = np.array(leaf) if isinstance(leaf, np.ndarray) else np.asarray(leaf)
+    array.flags.writeable = False
+    return array
+
+
+def check_signature(signature: Signature | None, arguments: int, results: int, where: str) -> None:
+    """Raise if a gufunc signature describes other numbers of arrays than the call has."""
+    if signature is None:
+        return
+    for what, described, there in (
+        ("array arguments", len(signature.inputs), arguments),
+        ("results", len(signature.outputs), results),
+    ):
+        if described != there:
+            raise ValueError(
+                f"{where}: the signature {signature.text!r} describes {described} {what}, but the call has {there}."
+            )
 
 
 def check_schema(schema: Schema | None, paths: Sequence[str], operands: Sequence[Any], where: str) -> None:
@@ -48,8 +71,9 @@ def check_schema(schema: Schema | None, paths: Sequence[str], operands: Sequence
                 f"{where}: the argument {path!r} has shape {tuple(operand.shape)}, but the schema takes {spec}. "
                 "Pass such a shape (for one element; jax.vmap adds the batch), or mend the schema."
             )
-        if spec.dtype is not None and spec.dtype != operand.dtype:
+        expected = None if spec.dtype is None else _jax_versions.canonical_dtype(spec.dtype)
+        if expected is not None and expected != operand.dtype:
             raise TypeError(
-                f"{where}: the argument {path!r} has dtype {operand.dtype}, but the schema takes {spec.dtype}. "
-                f"Convert it with .astype({spec.dtype.name!r}), or mend the schema."
+                f"{where}: the argument {path!r} has dtype {operand.dtype}, but the schema takes {expected}. "
+                f"Convert it with .astype({expected.name!r}), or mend the schema."
             )

@@ -44,7 +44,7 @@ def _promised_dtype(dtype: Any, place: str) -> np.dtype[Any]:
     if _is_extended(dtype):
         raise TypeError(f"{place} promises {dtype}, which NumPy cannot hold; promise its key data.")
     promised = _numpy_dtype(dtype)
-    if promised is None or promised.kind in "OSUMm" or promised.names:
+    if promised is None or not _trees.jax_can_hold(promised):
         raise TypeError(f"{place} promises the dtype {dtype!r}, which JAX cannot hold; promise a number or a bool.")
     canonical = _jax_versions.canonical_dtype(promised)
     if canonical != promised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from batchrules._jax_versions import Primitive
 from batchrules._mapped_bind import MappedBind
 from batchrules._methods import Choice, Lead, check_batch_size, check_method
 from batchrules._registration import NOTHING, BatchInfo, Method, Registration
-from batchrules._schema import as_schema
+from batchrules._schema import Schema, as_schema
 
 _lock = threading.RLock()
 _registrations: dict[Any, Registration] = {}
@@ -43,10 +44,13 @@ def register(  # noqa: PLR0913  # options, all keyword-only
         method: What one bind is given under `jax.vmap`: `"sequential"`, `"sequential_unrolled"`, `"expand_dims"`,
             `"broadcast_all"`, `"legacy_vectorized"`, `"auto"`, or a function from the primitive's parameters to one
             of these, such as `lambda params: params["vmap_method"]`.
-        batch_size: The most elements that a vectorised bind is given; None for all.
+        batch_size: The most elements that a vectorised bind is given; None for all. (With 1, an output that depends on
+            no mapped operand cannot be told from the others.)
         schema: A `Schema` with the paths `args.0`, `args.1`, ..., or a sequence of `ArraySpec`. For `auto`.
         update_params: `update_params(params, batch) -> params` for vectorised binds of a primitive whose parameters
-            hold shapes, layouts or aliases; `batch` is a `BatchInfo`. See `ffi_update_params`.
+            hold shapes, layouts or aliases; `batch` is a `BatchInfo`. See `ffi_update_params`. Two names in the
+            parameters are read, as JAX's own primitives have them: `result_avals`, and `input_output_aliases`, whose
+            operands always lead with the size of the batch.
         call: For a HiJAX class, and only there: `call(self, *args)` applies the operation to arrays of any leading
             shape.
 
@@ -70,12 +74,12 @@ def register(  # noqa: PLR0913  # options, all keyword-only
     """
     where = f"register({getattr(primitive, 'name', None) or getattr(primitive, '__name__', primitive)!r})"
     is_class = _hijax.is_primitive_class(primitive)
-    _check_primitive(primitive, where, call, is_class=is_class)
+    _check_primitive(primitive, where, call, update_params, is_class=is_class)
     registration = Registration(
         primitive,
         method if callable(method) else check_method(method, where),
         check_batch_size(batch_size, where),
-        as_schema(schema, where),
+        _checked_schema(schema, where),
         _checked_function(update_params, "update_params", where),
         call,
     )
@@ -114,7 +118,7 @@ def registered(primitive: Any) -> Registration | None:
     return _registrations.get(primitive)
 
 
-def _check_primitive(primitive: Any, where: str, call: Any, *, is_class: bool) -> None:
+def _check_primitive(primitive: Any, where: str, call: Any, update_params: Any, *, is_class: bool) -> None:
     if not is_class and not isinstance(primitive, Primitive):
         raise TypeError(
             f"{where}: expected a jax.extend.core.Primitive or a HiJAX primitive class; got a "
@@ -126,8 +130,21 @@ def _check_primitive(primitive: Any, where: str, call: Any, *, is_class: bool) -
             f"{where}: a HiJAX primitive class needs call=: call(self, *args) must apply the operation to arrays of "
             "any leading shape."
         )
+    _checked_function(call, "call", where)
+    if is_class and update_params is not None:
+        raise TypeError(
+            f"{where}: update_params= is for ordinary primitives; a HiJAX class makes its own parameters in call=."
+        )
     if not is_class and call is not None:
         raise TypeError(f"{where}: call= is for HiJAX primitive classes; an ordinary primitive is bound as it is.")
+
+
+def _checked_schema(schema: Any, where: str) -> Schema | None:
+    checked = as_schema(schema, where)
+    unknown = [path for path in checked or () if not re.fullmatch(r"args\.\d+", path)]
+    if unknown:
+        raise ValueError(f"{where}: the schema has {unknown}, but the operands of a primitive are args.0, args.1, ...")
+    return checked
 
 
 def _checked_function(function: Any, option: str, where: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis
@@ -76,11 +77,24 @@ class Registration:
         Returns:
             A `Choice` with the name of the method and the reason in words.
         """
+        shapes = [np.shape(operand) for operand in operands]
+        self._check_in_axes(shapes, in_axes)
+        in_front = [_mapped_in_front(shape, axis) for shape, axis in zip(shapes, in_axes, strict=True)]
         in_batched = tuple(axis is not None for axis in in_axes)
-        shapes = [_mapped_in_front(tuple(operand.shape), axis) for operand, axis in zip(operands, in_axes, strict=True)]
-        size = next(shape[0] for shape, batched in zip(shapes, in_batched, strict=True) if batched)
-        structs = [jax.ShapeDtypeStruct(shape, bool) for shape in shapes]
-        return self.choose((BatchAxis(size, in_batched),), structs, params)
+        sizes = {shape[0] for shape, batched in zip(in_front, in_batched, strict=True) if batched}
+        if len(sizes) != 1:
+            raise ValueError(f"{self.where}: the mapped axes must have one size; got {sorted(sizes) or 'none mapped'}.")
+        structs = [jax.ShapeDtypeStruct(shape, bool) for shape in in_front]
+        return self.choose((BatchAxis(sizes.pop(), in_batched),), structs, params)
+
+    def _check_in_axes(self, shapes: Sequence[tuple[int, ...]], in_axes: Any) -> None:
+        if not isinstance(in_axes, tuple | list) or len(in_axes) != len(shapes):
+            raise ValueError(
+                f"{self.where}: in_axes needs an axis or None for each of the {len(shapes)} operands; got {in_axes!r}."
+            )
+        for shape, axis in zip(shapes, in_axes, strict=True):
+            if axis is not None and not -len(shape) <= axis < len(shape):
+                raise ValueError(f"{self.where}: there is no axis {axis} in an operand of shape {shape}.")
 
     def choose(self, axes: Axes, operands: Sequence[Any], params: dict[str, Any]) -> Choice:
         """The method for a batch, whose operands have their mapped axis in front."""

@@ -94,7 +94,7 @@ def _vectorised(call: Call, axes: Axes, arrays: Sequence[Any], plan: Plan) -> li
     flat = [_flat(array, axes, i) if mapped[i] else array for i, array in enumerate(arrays)]
     batch = _FlatBatch(call, flat, mapped, plan)
     chunk = plan.batch_size or size
-    outputs = batch.run(range(size)) if chunk >= size else batch.run_chunks(size, chunk)
+    outputs = batch.run(size) if chunk >= size else batch.run_chunks(size, chunk)
     return [_shaped(output, axes) for output in outputs]
 
 
@@ -126,11 +126,14 @@ class _FlatBatch:
     mapped: Sequence[bool]
     plan: Plan
 
-    def run(self, elements: range) -> list[Output]:
-        """One call for these elements."""
-        size = len(elements)
-        rows = [x if x.shape[0] == size else x[elements.start : elements.stop] for x in self._mapped()]
-        return self._outputs(self._call(rows, size), size, alone=size == 1)
+    def run(self, size: int) -> list[Output]:
+        """One call for the whole batch."""
+        arrays = self._call(self._mapped(), size)
+        if self.plan.choice.method != "expand_dims":
+            return [Output(array, batched=True) for array in arrays]
+        # A batch of one cannot show whether an output depends on it. Unmapped is the answer that serves every
+        # out_axes, and the one that larger batches give.
+        return [Output(array, batched=size > 1 and array.shape[0] == size) for array in arrays]
 
     def run_chunks(self, size: int, chunk: int) -> list[Output]:
         """As many calls as the chunk size asks for; a shorter last one for what remains."""
@@ -144,9 +147,9 @@ class _FlatBatch:
         ]
         if full * chunk == size:
             return [Output(array, batched=is_batched) for array, is_batched in zip(head, batched, strict=True)]
-        tail = self.run(range(full * chunk, size))
+        tail = self._call([x[full * chunk :] for x in self._mapped()], size - full * chunk)
         return [
-            _joined(array, end, is_batched=is_batched)
+            Output(lax.concatenate([array, end], 0) if is_batched else array, batched=is_batched)
             for array, end, is_batched in zip(head, tail, batched, strict=True)
         ]
 
@@ -161,22 +164,21 @@ class _FlatBatch:
             for x, is_mapped, lead in zip(given, self.mapped, leads, strict=True)
         ]
         outputs = list(self.call(led, size))
+        if len(outputs) != len(self.plan.results):
+            raise BatchContractError(
+                f"{self.plan.where} gives {len(self.plan.results)} outputs for one element, and gave {len(outputs)} "
+                f"for a batch of {size} (method {self.plan.choice.method!r}). It must give the same outputs, with a "
+                "leading dimension more."
+            )
         for position, output in enumerate(outputs):
             if not self._keeps_promise(position, output, size):
                 raise self._broken_promise(position, output, size, led)
         return outputs
 
     def _keeps_promise(self, position: int, output: Any, size: int) -> bool:
-        shape = output.shape
+        shape, promised = output.shape, self.plan.results[position]
         leads_right = shape[:1] == (size,) or (shape[:1] == (1,) and self.plan.choice.method == "expand_dims")
-        return leads_right and shape[1:] == self.plan.results[position].shape
-
-    def _outputs(self, arrays: Sequence[Any], size: int, *, alone: bool) -> list[Output]:
-        # A batch of one cannot show whether an output depends on it. Unmapped is the answer that serves every
-        # out_axes, and the one that larger batches give.
-        if self.plan.choice.method != "expand_dims":
-            return [Output(array, batched=True) for array in arrays]
-        return [Output(array, batched=not alone and array.shape[0] == size) for array in arrays]
+        return leads_right and shape[1:] == promised.shape and output.dtype == promised.dtype
 
     def _broken_promise(self, position: int, output: Any, size: int, given: Sequence[Any]) -> BatchContractError:
         method = self.plan.choice.method
@@ -185,8 +187,9 @@ class _FlatBatch:
         shapes = ", ".join(str(tuple(array.shape)) for array in given)
         return BatchContractError(
             f"{self.plan.where} was given a batch of {size} elements at once (method {method!r}), with operands of "
-            f"shape {shapes}, and output {position} has shape {tuple(output.shape)}: expected {expected}. Make it "
-            "handle a leading dimension (for a primitive whose parameters hold shapes, with update_params), or use "
+            f"shape {shapes}, and output {position} has shape {tuple(output.shape)} and dtype {output.dtype}: expected "
+            f"{expected} and {self.plan.results[position].dtype}. Make it handle a leading "
+            "dimension (for a primitive whose parameters hold shapes, with update_params), or use "
             "method='sequential'."
         )
 
@@ -200,9 +203,3 @@ def _led(array: Any, lead: Lead, size: int) -> Any:
     if lead is Lead.NOTHING:
         return array
     return lax.broadcast(array, (size if lead is Lead.BATCH else 1,))
-
-
-def _joined(head: Any, tail: Output, *, is_batched: bool) -> Output:
-    if not is_batched:
-        return Output(head, batched=False)
-    return Output(lax.concatenate([head, tail.array], 0), batched=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def _checked_shape(shape: Any) -> tuple[Dimension, ...]:
         raise TypeError(f"ArraySpec: shape must be a tuple of int, None or a leading `...`; got {shape!r}.")
     for position, dimension in enumerate(shape):
         _check_dimension(dimension, position, shape)
-    return tuple(shape)
+    return tuple(d if d is None or d is ... else operator.index(d) for d in shape)
 
 
 def _check_dimension(dimension: Any, position: int, shape: Any) -> None:
@@ -84,7 +85,7 @@ def _check_dimension(dimension: Any, position: int, shape: Any) -> None:
         if position > 0:
             raise ValueError(f"ArraySpec: `...` may only come first in a shape; got {tuple(shape)!r}.")
         return
-    if isinstance(dimension, bool) or not isinstance(dimension, int):
+    if isinstance(dimension, bool) or not hasattr(dimension, "__index__"):
         raise TypeError(f"ArraySpec: a dimension is an int, None or a leading `...`; got {dimension!r} in {shape!r}.")
     if dimension < 0:
         raise ValueError(f"ArraySpec: a dimension cannot be negative; got {dimension} in {tuple(shape)!r}.")
@@ -94,8 +95,8 @@ class Schema(Mapping[str, ArraySpec]):
     """The arrays that foreign code takes, by path.
 
     A path is the name of the parameter and, inside a container, its keys and indices joined by dots: `x`,
-    `params.w`, `layers.0.bias`. The operands of a primitive, and arguments taken by `*args`, are `args.0`,
-    `args.1`, and so on; a plain sequence of specs means those.
+    `params.w`, `layers.0.bias`. The operands of a primitive are `args.0`, `args.1`, and so on; an argument
+    taken by `*args` is `args.` and its position in the call. A plain sequence of specs means the operands in order.
 
     Args:
         specs: A mapping from path to `ArraySpec`, or a sequence of `ArraySpec` for positional operands.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import jax.core
 
 from batchrules import _trees
+from batchrules._schema import Schema
 from batchrules._values import Static
 
 
@@ -61,6 +62,15 @@ class Call:
     paths: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class KeywordCall:
+    """A function with its keyword arguments: the mapped ones, and those that are static."""
+
+    fun: Callable[..., Any]
+    mapped: dict[str, Any]
+    static: dict[str, Any]
+
+
 class Parameters:
     """The parameters of a function, as far as they are known, and which of them are static.
 
@@ -79,10 +89,41 @@ class Parameters:
         self._signature = _signature(function)
         self._names = _positional_names(self._signature)
         self._static = frozenset(_checked_names(static_argnames, where))
-        known = _keyword_names(self._signature)
-        unknown = sorted(self._static - known) if known is not None else []
+        self._known = _keyword_names(self._signature)
+        self._takes_more = _takes_more(self._signature)
+        unknown = sorted(self._static - self._known) if self._known is not None else []
         if unknown:
-            raise ValueError(f"{where}: static_argnames names {unknown}, but the parameters are {sorted(known or ())}.")
+            raise ValueError(
+                f"{where}: static_argnames names {unknown}, but the parameters are {sorted(self._known or ())}."
+            )
+
+    def with_statics(self, fun: Callable[..., Any], kwargs: dict[str, Any]) -> KeywordCall:
+        """The function with its keyword arguments, the static ones apart."""
+        static = {name: value for name, value in kwargs.items() if name in self._static}
+        mapped = {name: value for name, value in kwargs.items() if name not in self._static}
+        return KeywordCall(fun, mapped, static)
+
+    def check_schema(self, schema: Schema | None) -> None:
+        """Raise for a path of a schema that no argument can have."""
+        if schema is None or self._known is None:
+            return
+        known = self._known - self._static
+        unknown = [path for path in schema if path.split(".")[0] not in known and not self._is_extra(path)]
+        if unknown:
+            raise ValueError(
+                f"{self._where}: the schema has {unknown}, but the parameters are {sorted(known)}. A path starts with "
+                "the name of a parameter: 'x', 'params.w'."
+            )
+
+    def named(self, schema: Any) -> Any:
+        """A schema given as a sequence, one spec for each positional parameter, by their names."""
+        if isinstance(schema, str | Mapping) or not isinstance(schema, Sequence):
+            return schema
+        return {self._name(i): spec for i, spec in enumerate(schema)}
+
+    def _is_extra(self, path: str) -> bool:
+        parts = path.split(".")
+        return self._takes_more and parts[0] == "args" and len(parts) > 1 and parts[1].isdigit()
 
     def divide(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
         """Divide a call's arguments into arrays and static values; what can be positional becomes so."""
@@ -117,7 +158,7 @@ class Parameters:
         leaves, tree = _trees.flatten((parts.args, parts.kwargs))
         structure = CallStructure(tree, parts.static_positions, parts.static_keywords)
         leaf_paths = tuple(_leaf_paths(parts, names))
-        _trees.check_leaves(leaves, leaf_paths, self._where)
+        _trees.check_arguments(leaves, leaf_paths, self._where)
         return Call(structure, leaves, leaf_paths)
 
     def _argument_names(self, positions: Sequence[int]) -> list[str]:
@@ -162,7 +203,13 @@ def _keyword_names(signature: inspect.Signature | None) -> set[str] | None:
     """The names of all parameters; None if they are not known, or any keyword is taken."""
     if signature is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
         return None
-    return set(signature.parameters)
+    return {p.name for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL}
+
+
+def _takes_more(signature: inspect.Signature | None) -> bool:
+    """Whether more positional arguments are taken than there are names for."""
+    kinds = [p.kind for p in signature.parameters.values()] if signature else []
+    return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _checked_names(names: str | Sequence[str], where: str) -> tuple[str, ...]:

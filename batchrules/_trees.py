@@ -57,19 +57,20 @@ class Container:
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
     """The leaves of a tree and its structure."""
     candidates, spec = optree.tree_flatten(tree)
-    if all(_is_plain(candidate) for candidate in candidates):
+    if all(is_array(candidate) for candidate in candidates):
         return candidates, Structure(spec, ())
     leaves: list[Any] = []
     inside = tuple(_flatten_inside(candidate, leaves) for candidate in candidates)
     return leaves, Structure(spec, inside if any(inside) else ())
 
 
-def _is_plain(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether this is an array or a number."""
     return isinstance(leaf, _ARRAY_LIKE)
 
 
 def _flatten_inside(candidate: Any, leaves: list[Any]) -> Container | None:
-    if _is_plain(candidate) or not _is_jax_container(candidate):
+    if is_array(candidate) or not _is_jax_container(candidate):
         leaves.append(candidate)
         return None
     children, treedef = _one_level(candidate)
@@ -112,7 +113,7 @@ def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
     accessors, leaves, _ = optree.tree_flatten_with_accessor(tree)
     for accessor, leaf in zip(accessors, leaves, strict=True):
         prefix = tuple(str(getattr(entry, "field", entry.entry)) for entry in accessor)
-        if _is_plain(leaf) or not _is_jax_container(leaf):
+        if is_array(leaf) or not _is_jax_container(leaf):
             yield prefix
             continue
         children, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=lambda node, top=leaf: node is not top)
@@ -128,16 +129,23 @@ def matched(tree: Any, like: Any) -> list[Any]:
     Raises:
         ValueError: A branch of `tree` has other children than that of `like`.
     """
-    expected = _children(like)
-    if expected is None:
-        return [tree]
     if tree is None:
         return [None] * len(flatten(like)[0])
-    got = _children(tree)
+    expected, got = _children(like), _children(tree)
+    if expected is None and got is None:
+        return [tree]
+    if expected is None:
+        raise ValueError(f"expected an array; got a {type(tree).__name__}")
     if got is None or len(got) != len(expected):
         found = f"a {type(tree).__name__}" if got is None else f"{len(got)} children"
         raise ValueError(f"expected {len(expected)} children, as in {like!r}; got {found}")
+    if _keys(tree) != _keys(like):
+        raise ValueError(f"expected the keys {list(like)}; got {list(tree)}")
     return [leaf for child, like_child in zip(got, expected, strict=True) for leaf in matched(child, like_child)]
+
+
+def _keys(node: Any) -> set[Any] | None:
+    return set(node) if isinstance(node, dict) else None
 
 
 def _children(node: Any) -> list[Any] | None:
@@ -145,14 +153,14 @@ def _children(node: Any) -> list[Any] | None:
     if node is None:
         return []
     if optree.tree_is_leaf(node):
-        return _one_level(node)[0] if not _is_plain(node) and _is_jax_container(node) else None
+        return _one_level(node)[0] if not is_array(node) and _is_jax_container(node) else None
     return list(optree.tree_flatten_one_level(node)[0])
 
 
-def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -> None:
-    """Raise for a leaf that is not an array, saying at which path it stands and what can be done."""
+def check_arguments(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -> None:
+    """Raise for an argument that is not an array, saying at which path it stands and what can be done."""
     for leaf, path in zip(leaves, leaf_paths, strict=True):
-        if _is_plain(leaf):
+        if is_array(leaf):
             _check_dtype(leaf, path, where)
             continue
         raise TypeError(
@@ -162,9 +170,14 @@ def check_leaves(leaves: Sequence[Any], leaf_paths: Sequence[str], where: str) -
         )
 
 
+def jax_can_hold(dtype: np.dtype[Any]) -> bool:
+    """Whether there are JAX arrays of this dtype, which may be one of ml_dtypes."""
+    return dtype.isnative and dtype.kind not in "OSUMm" and dtype.type not in (np.longdouble, np.clongdouble, np.void)
+
+
 def _check_dtype(leaf: Any, path: str, where: str) -> None:
     dtype = getattr(leaf, "dtype", None)
-    if isinstance(dtype, np.dtype) and (dtype.kind in "OSUMm" or dtype.names or dtype.char in "gG"):
+    if isinstance(dtype, np.dtype) and not jax_can_hold(dtype):
         raise TypeError(
             f"{where}: the argument {path!r} is an array of dtype {dtype}, which JAX cannot hold. Convert it to a "
             "numeric or boolean dtype, or name the argument in static_argnames if it is not data."

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 class Static:
     """A static argument. `1 == True == 1.0` and `0.0 == -0.0`, yet a function can tell them apart, and so does this."""
@@ -27,6 +29,8 @@ class Static:
 
 
 def _key(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return type(value), value.dtype.str, value.tobytes()
     if isinstance(value, float):
         return type(value), value.hex()
     if isinstance(value, complex):
@@ -60,6 +64,8 @@ def hashable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def label_of(function: Any, name: str | None, decorator: str) -> str:
     """What messages call a function; an error if it is none."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{decorator}: name must be a string or None; got {name!r}.")
     if callable(function):
         return f"{decorator} {(name or getattr(function, '__name__', type(function).__name__))!r}"
     options = "(result_shape=...)" if decorator == "host_call" else "(method=...)"

@@ -253,7 +253,7 @@ def test_signature_that_does_not_fit_the_call(signature):
             "sequential",
             ["'x'", "does not let it take a leading"],
         ),
-        ({"schema": {"y": batchrules.ArraySpec()}}, "sequential", ["does not describe", "'x'"]),
+        ({"schema": {}}, "sequential", ["does not describe", "'x'"]),
         ({"signature": "(i)->(i)"}, "expand_dims", ["the signature '(i)->(i)' says"]),
         ({"method": "broadcast_all"}, "broadcast_all", ["method='broadcast_all' was asked for"]),
     ],

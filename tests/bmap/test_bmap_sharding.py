@@ -60,7 +60,7 @@ def ours():
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("batch_size", [4, 5, 7, 8])
+@pytest.mark.parametrize("batch_size", [4, 7])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_values(ours, mesh, axis, batch_size, jit):
     args = arguments(mesh, axis)
