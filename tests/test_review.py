@@ -29,7 +29,10 @@ def test_auto_is_not_misled_by_paths_that_collide():
 
 
 def test_vjp_answer_with_other_keys_is_refused():
-    f = batchrules.device_call(lambda p: p["a"] * p["b"], vjp=lambda args, ct, needed: ({"b_bar": ct, "c": ct},)  # noqa: ARG005)
+    def other_keys(args, cotangents, needed):  # noqa: ARG001
+        return ({"b_bar": cotangents, "c": cotangents},)
+
+    f = batchrules.device_call(lambda p: p["a"] * p["b"], vjp=other_keys)
     with pytest.raises(batchrules.ResultError, match=r"expected the keys .*'a', 'b'"):
         jax.grad(lambda p: f(p).sum())({"a": jnp.ones(3), "b": jnp.ones(3)})
 
@@ -137,7 +140,7 @@ def test_natural_vjp_where_an_output_depends_on_nothing_mapped():
     def twin(x, y):
         return x * y, jnp.sin(y)
 
-    f = batchrules.device_call(twin, method="expand_dims", vjp=lambda args, ct, needed: jax.vjp(twin, *args)[1](ct))
+    f = batchrules.device_call(twin, method="expand_dims", vjp=lambda args, ct, _: jax.vjp(twin, *args)[1](ct))
 
     def loss(fun):
         return jax.vmap(jax.grad(lambda x, y: sum(part.sum() for part in fun(x, y)), (0, 1)), (0, None))(X, X[1])
@@ -213,7 +216,7 @@ def test_dtypes_that_jax_cannot_hold_are_refused_at_once(dtype):
 
 
 def test_other_errors_about_reading_only_are_left_alone():
-    def closed(x):
+    def closed(_):
         raise ValueError("the database is opened read-only")
 
     with pytest.raises(ValueError, match="the database") as info:
