@@ -89,7 +89,7 @@ def _what_depends(site: DeviceSite, mapped: _recording.MappedOperands, axes: Axe
     Only under `expand_dims` does a function tell, by leading with 1; it is traced once more for that.
     Derivatives are left alone: JAX traces a jvp on its way to a vjp, where there may be none.
     """
-    if site.linear or mapped.axis.mesh_axis is not None or _batch.count((mapped.axis, *axes)) == 0:
+    if site.linear or _placement.is_sharded((mapped.axis, *axes)) or _batch.count((mapped.axis, *axes)) == 0:
         return None
     all_axes = (mapped.axis, *axes)
     if (

@@ -15,6 +15,7 @@ from jax.interpreters import batching
 
 from batchrules import _hijax, _rules
 from batchrules._jax_versions import Primitive
+from batchrules._legacy_leads import legacy_leads
 from batchrules._mapped_bind import MappedBind
 from batchrules._methods import Choice, Lead, check_batch_size, check_method
 from batchrules._registration import NOTHING, BatchInfo, Method, Registration
@@ -171,6 +172,7 @@ def _batch_primitive(
         outputs = primitive.bind(*operands, **params)
         return outputs, [None] * len(outputs) if primitive.multiple_results else None
     in_batched = tuple(dim is not None for dim in dims)
+    legacy_leads.check(in_batched, registration.where)
     arrays = [_rules.to_front(x, dim) for x, dim in zip(operands, dims, strict=True)]
     apply = _PrimitiveBind(registration, axis_data, in_batched, params)
     bind = MappedBind(registration, axis_data, in_batched, params, apply, apply.results(arrays))
@@ -190,7 +192,8 @@ class _PrimitiveBind:
     def __call__(self, choice: Choice, arrays: Sequence[Any], size: int | None) -> Sequence[Any]:
         """Bind one element (size None) or so many at once."""
         params = self.params if size is None else self._updated(choice, size)
-        outputs = self.registration.primitive.bind(*arrays, **params)
+        led = self.in_batched if size is not None and choice.method == "legacy_vectorized" else None
+        outputs = legacy_leads.bind(led, functools.partial(self.registration.primitive.bind, *arrays, **params))
         return outputs if self.registration.primitive.multiple_results else [outputs]
 
     def results(self, arrays: Sequence[Any]) -> Sequence[Any]:

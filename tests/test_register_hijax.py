@@ -19,7 +19,8 @@ def base_class():
 
 
 Base = base_class()
-pytestmark = pytest.mark.skipif(Base is None, reason=f"jax {jax.__version__} has no HiJAX primitive classes")
+if Base is None:
+    pytest.skip(f"jax {jax.__version__} has no HiJAX primitive classes", allow_module_level=True)
 METHODS = (*SEQUENTIAL, *VECTORISED)
 X, Y = whole_numbers((4, 3), 0), whole_numbers((4, 3), 1)
 SPEC = batchrules.ArraySpec()
