@@ -59,6 +59,8 @@ def sizes(axes: Axes) -> tuple[int, ...]:
 
 def mapped(axes: Axes, arguments: int) -> tuple[bool, ...]:
     """For each argument, whether it is mapped along any axis."""
+    if len(axes) == 1:
+        return axes[0].in_batched
     return tuple(any(axis.in_batched[i] for axis in axes) for i in range(arguments))
 
 

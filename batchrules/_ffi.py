@@ -31,10 +31,10 @@ def ffi_update_params(params: dict[str, Any], batch: BatchInfo) -> dict[str, Any
         ... )
         >>> batchrules.unregister(ffi_call_p)
     """
-    updated = dict(params)
-    updated["result_avals"] = tuple(_jax_versions.with_lead(aval, batch.batch_size) for aval in params["result_avals"])
+    avals = [_jax_versions.with_lead(aval, batch.batch_size) for aval in params["result_avals"]]
+    updated = {**params, "result_avals": tuple(avals)}
     if params.get("output_layouts") is not None:
-        updated["output_layouts"] = tuple(_slowest_first(layout) for layout in params["output_layouts"])
+        updated["output_layouts"] = tuple(map(_slowest_first, params["output_layouts"]))
     if params.get("input_layouts") is not None:
         updated["input_layouts"] = tuple(
             _slowest_first(layout) if led else layout
@@ -45,4 +45,4 @@ def ffi_update_params(params: dict[str, Any], batch: BatchInfo) -> dict[str, Any
 
 def _slowest_first(layout: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """A minor-to-major layout with a new leading dimension, the slowest."""
-    return None if layout is None else (*(dimension + 1 for dimension in layout), 0)
+    return None if layout is None else (*[dimension + 1 for dimension in layout], 0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 from batchrules._errors import BatchContractError
 
@@ -20,12 +20,13 @@ class _LegacyLeads(threading.local):
     def __init__(self) -> None:
         self._led: tuple[bool, ...] | None = None
 
-    def bind(self, led: tuple[bool, ...] | None, bind: Callable[[], Any]) -> Any:
-        """Bind, while these operands lead; None where another method keeps leads in line."""
+    @contextlib.contextmanager
+    def of(self, led: tuple[bool, ...]) -> Iterator[None]:
+        """While a bind runs in which only these operands lead."""
         before = self._led
-        self._led = led if led is None or before is None else tuple(map(operator.or_, led, before))
+        self._led = led if before is None else tuple(map(operator.or_, led, before))
         try:
-            return bind()
+            yield
         finally:
             self._led = before
 

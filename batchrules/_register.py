@@ -191,10 +191,14 @@ class _PrimitiveBind:
 
     def __call__(self, choice: Choice, arrays: Sequence[Any], size: int | None) -> Sequence[Any]:
         """Bind one element (size None) or so many at once."""
+        primitive = self.registration.primitive
         params = self.params if size is None else self._updated(choice, size)
-        led = self.in_batched if size is not None and choice.method == "legacy_vectorized" else None
-        outputs = legacy_leads.bind(led, functools.partial(self.registration.primitive.bind, *arrays, **params))
-        return outputs if self.registration.primitive.multiple_results else [outputs]
+        if Lead.NOTHING in choice.leads:
+            with legacy_leads.of(self.in_batched):
+                outputs = primitive.bind(*arrays, **params)
+        else:
+            outputs = primitive.bind(*arrays, **params)
+        return outputs if primitive.multiple_results else [outputs]
 
     def results(self, arrays: Sequence[Any]) -> Sequence[Any]:
         """What each output of one element is; the arrays have their mapped axis in front."""

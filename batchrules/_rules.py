@@ -157,7 +157,7 @@ class _FlatBatch:
         return [array for array, is_mapped in zip(self.arrays, self.mapped, strict=True) if is_mapped]
 
     def _call(self, rows: Sequence[Any], size: int) -> list[Any]:
-        given = _merge(self.arrays, self.mapped, rows)
+        given = rows if all(self.mapped) else _merge(self.arrays, self.mapped, rows)
         leads = self.plan.choice.leads
         led = [
             x if is_mapped else _led(x, lead, size)

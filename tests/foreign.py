@@ -169,7 +169,10 @@ def whole_numbers(shape: Sequence[int], seed: int, dtype: Any = "float64") -> np
 
 def arguments(foreign: Foreign, in_axes: Sequence[int | None], size: int) -> list[np.ndarray[Any, Any]]:
     """Arguments for one `jax.vmap` with these axes."""
-    return [whole_numbers(with_axis(shape, axis, size), i) for i, (shape, axis) in enumerate(zip(foreign.shapes, in_axes, strict=True))]
+    return [
+        whole_numbers(with_axis(shape, axis, size), i)
+        for i, (shape, axis) in enumerate(zip(foreign.shapes, in_axes, strict=True))
+    ]
 
 
 def with_axis(shape: Sequence[int], axis: int | None, size: int) -> tuple[int, ...]:

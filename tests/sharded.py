@@ -51,8 +51,8 @@ def assert_right_everywhere(result, wanted):
     """Every shard on every device is right, and a second program can take the result as it is."""
     assert jax.tree.structure(result) == jax.tree.structure(wanted)
     second = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + leaf, tree))(result)
-    for leaf, twice, want in zip(*map(jax.tree.leaves, (result, second, wanted)), strict=True):
-        want = np.asarray(want)
+    for leaf, twice, right in zip(*map(jax.tree.leaves, (result, second, wanted)), strict=True):
+        want = np.asarray(right)
         assert leaf.shape == want.shape
         for shard in leaf.addressable_shards:
             np.testing.assert_allclose(np.asarray(shard.data), want[shard.index], rtol=1e-9, atol=1e-9)

@@ -1,4 +1,6 @@
-"""`method="auto"`: vectorised only where a schema or a signature proves it safe, with one reason for every entry point."""
+"""`method="auto"`: vectorised only where a schema or a signature proves it safe; each entry point gives one reason."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +38,19 @@ GATES = {
         ((3,), (3,)),
         (0, None),
         [ArraySpec((None,)), ANY],
-        "auto is sequential: the mapped argument 'args.0' has shape (3,) and takes (*,), so the schema does not let it "
-        "take a leading dimension",
+        (
+            "auto is sequential: the mapped argument 'args.0' has shape (3,) and takes (*,), so the schema does not "
+            "let it take a leading dimension"
+        ),
     ),
     "unmapped, fixed rank": (
         ((3,), (3,)),
         (0, None),
         [ANY, ArraySpec((3,))],
-        "auto is sequential: the unmapped argument 'args.1' has shape (3,) and takes (3,), so the schema does not let "
-        "it take a leading dimension",
+        (
+            "auto is sequential: the unmapped argument 'args.1' has shape (3,) and takes (3,), so the schema does not "
+            "let it take a leading dimension"
+        ),
     ),
     "not described": (
         ((3,), (3,)),
@@ -56,22 +62,28 @@ GATES = {
         ((), (3,)),
         (0, 0),
         [ANY, ANY],
-        "auto is sequential: the element ranks differ ('args.0' has 0, 'args.1' has 1), so a leading dimension would "
-        "not line up under broadcasting",
+        (
+            "auto is sequential: the element ranks differ ('args.0' has 0, 'args.1' has 1), so a leading dimension "
+            "would not line up under broadcasting"
+        ),
     ),
     "mapped scalar beside an unmapped row": (
         ((), (3,)),
         (0, None),
         [ANY, ANY],
-        "auto is sequential: the element ranks differ ('args.0' has 0, 'args.1' has 1), so a leading dimension would "
-        "not line up under broadcasting",
+        (
+            "auto is sequential: the element ranks differ ('args.0' has 0, 'args.1' has 1), so a leading dimension "
+            "would not line up under broadcasting"
+        ),
     ),
     "matrix beside a vector": (
         ((2, 3), (3,), ()),
         (0, None, None),
         [ANY, ANY, ANY],
-        "auto is sequential: the element ranks differ ('args.0' has 2, 'args.1' has 1), so a leading dimension would "
-        "not line up under broadcasting",
+        (
+            "auto is sequential: the element ranks differ ('args.0' has 2, 'args.1' has 1), so a leading dimension "
+            "would not line up under broadcasting"
+        ),
     ),
 }
 
@@ -123,7 +135,10 @@ def test_gates_see_all_axes_of_nested_vmaps(entry):
     function = Foreign("scaled", lambda xp, s, x: x * s[..., None], ((), (3,)))  # noqa: ARG005
     nest = lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None))  # noqa: E731
     with made(entry, function, "auto", schema=[ArraySpec(()), ANY]) as foreign:
-        assert_same(foreign.run(jax.jit(jax.vmap(foreign.call, (None, 0))), s[0], x), jax.vmap(function.twin, (None, 0))(s[0], x))
+        assert_same(
+            foreign.run(jax.jit(jax.vmap(foreign.call, (None, 0))), s[0], x),
+            jax.vmap(function.twin, (None, 0))(s[0], x),
+        )
         assert foreign.log.count == 1
         assert_same(foreign.run(jax.jit(nest(foreign.call)), s, x), nest(function.twin)(s, x))
         assert foreign.log.count == 8
@@ -138,14 +153,12 @@ def broadcasting(xp, x, s):
     return s * x
 
 
-def foreign_multiplication(entry, method):
-    schema = {"x": ANY, "s": ANY} if entry != "register" else [ANY, ANY]
-    return {
-        "host": lambda: batchrules.host_call(
-            lambda x, s: np.multiply(s, x), lambda x, s: x, method=method, schema=schema
-        ),  # fmt: skip
-        "device": lambda: batchrules.device_call(lambda x, s: numpy_multiply(x, s), method=method, schema=schema),
-    }[entry]()
+def foreign_multiplication(entry):
+    schema = {"x": ANY, "s": ANY}
+    if entry == "device":
+        return batchrules.device_call(numpy_multiply, method="auto", schema=schema)
+    shape_of_x = lambda x, _: x  # noqa: E731
+    return batchrules.host_call(lambda x, s: np.multiply(s, x), shape_of_x, method="auto", schema=schema)
 
 
 def numpy_multiply(x, s):
@@ -160,7 +173,7 @@ def test_mapped_scalars_beside_rows_are_never_lined_up_wrongly(entry, in_axes):
     """Three scalars and rows of three: `(3,) * (3, 3)` has the right shape and the wrong numbers."""
     x = whole_numbers((3, 3) if in_axes[0] == 0 else (3,), 0)
     s = np.array([1.0, 2.0, 3.0]) if in_axes[1] == 0 else np.float64(2.0)
-    call = foreign_multiplication(entry, "auto")
+    call = foreign_multiplication(entry)
     wanted = np.asarray(s).reshape(-1, 1) * x
     for program in (jax.vmap(call, in_axes), jax.jit(jax.vmap(call, in_axes))):
         np.testing.assert_array_equal(program(x, s), wanted)
@@ -171,7 +184,7 @@ def test_mapped_scalars_beside_rows_are_never_lined_up_wrongly(entry, in_axes):
 @pytest.mark.parametrize("entry", ["host", "device"])
 def test_nested_maps_over_rows_and_scalars_are_never_lined_up_wrongly(entry):
     x, s = whole_numbers((3, 3), 0), np.array([1.0, 2.0, 3.0])
-    call = foreign_multiplication(entry, "auto")
+    call = foreign_multiplication(entry)
     nest = jax.jit(jax.vmap(jax.vmap(call, (0, None)), (None, 0)))
     np.testing.assert_array_equal(nest(x, s), s[:, None, None] * x)
 
@@ -224,8 +237,8 @@ def test_ranks_left_over_by_a_signature_must_agree(entry):
         choice = foreign.call.method_for(np.zeros(4), np.zeros((4, 3)))
     assert choice.method == "sequential"
     assert choice.reason == (
-        "auto is sequential: the ranks left over by the signature differ ('args.0' has 0, 'args.1' has 1), so a leading "
-        "dimension would not line up under broadcasting"
+        "auto is sequential: the ranks left over by the signature differ ('args.0' has 0, 'args.1' has 1), so a "
+        "leading dimension would not line up under broadcasting"
     )
 
 
@@ -239,12 +252,18 @@ def test_a_schema_beside_a_signature_must_agree_to_both(entry):
 
 @pytest.mark.parametrize("entry", ["host", "device"])
 def test_a_signature_that_does_not_describe_the_call(entry):
-    with made(entry, COMBINE, "auto", signature="(i)->(i)") as foreign:
-        with pytest.raises(ValueError, match=r"the signature '\(i\)->\(i\)' describes 1 array arguments, but the call has 2"):
-            jax.vmap(foreign.call)(np.zeros((2, 3)), np.zeros((2, 3)))
-    with made(entry, SCALARS, "auto", signature="(i),()->()") as foreign:
-        with pytest.raises(ValueError, match=r"gives 'args.0' 1 core dimensions, but it has shape \(\)"):
-            jax.vmap(foreign.call)(np.zeros(2), np.zeros(2))
+    with (
+        made(entry, COMBINE, "auto", signature="(i)->(i)") as foreign,
+        pytest.raises(
+            ValueError, match=r"the signature '\(i\)->\(i\)' describes 1 array arguments, but the call has 2"
+        ),
+    ):
+        jax.vmap(foreign.call)(np.zeros((2, 3)), np.zeros((2, 3)))
+    with (
+        made(entry, SCALARS, "auto", signature="(i),()->()") as foreign,
+        pytest.raises(ValueError, match=r"gives 'args.0' 1 core dimensions, but it has shape \(\)"),
+    ):
+        jax.vmap(foreign.call)(np.zeros(2), np.zeros(2))
 
 
 @pytest.mark.parametrize("entry", ["host", "device"])
@@ -252,10 +271,10 @@ def test_method_for_takes_what_vmap_takes(entry):
     def function(model, rest, *, flag):
         return model["x"] * rest[0] + flag
 
-    call = {
-        "host": lambda: batchrules.host_call(function, lambda m, r, flag: m["x"], method="auto", schema={"model.x": ANY}),  # noqa: ARG005
-        "device": lambda: batchrules.device_call(function, method="auto", schema={"model.x": ANY}),
-    }[entry]()
+    entry_point = batchrules.device_call
+    if entry == "host":
+        entry_point = functools.partial(batchrules.host_call, result_shape=lambda model, *_, **__: model["x"])
+    call = entry_point(function, method="auto", schema={"model.x": ANY})
     model, rest = {"x": jnp.zeros((2, 5))}, [np.float64(3)]
     choice = call.method_for(model, rest, in_axes=({"x": 1}, None), flag=jnp.zeros(5))
     assert choice.reason == "auto is sequential: the schema does not describe the mapped argument 'flag'"

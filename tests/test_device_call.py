@@ -86,7 +86,9 @@ def test_arguments_by_name_defaults_and_static_ones():
     @functools.partial(device_call, method="expand_dims", static_argnames=("power", "mode"))
     def function(x, scale=3.0, *, power=2, mode="plus"):
         x = x**power
-        scaled = x * (scale if np.ndim(scale) == np.ndim(x) else jnp.asarray(scale).reshape((-1,) + (1,) * (x.ndim - 1)))
+        scaled = x * (
+            scale if np.ndim(scale) == np.ndim(x) else jnp.asarray(scale).reshape((-1,) + (1,) * (x.ndim - 1))
+        )
         return scaled if mode == "plus" else -scaled
 
     wanted = {"power": 3, "mode": "minus"}
@@ -139,7 +141,9 @@ def test_control_flow_inside(method):
     def loop(xp, x):
         del xp
         start = (jnp.zeros(()), x)
-        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.where(c[1] > 0, c[1] * 2, c[1])), start)[1]
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.where(c[1] > 0, c[1] * 2, c[1])), start)[
+            1
+        ]
 
     call = device_call(functools.partial(loop, jnp), method=method)
     np.testing.assert_array_equal(jax.jit(jax.vmap(call))(X), np.where(X > 0, 8 * X, X))
@@ -185,7 +189,9 @@ def test_closing_over_constants():
     wanted = 2 * np.arange(3.0) * X
     np.testing.assert_array_equal(jax.jit(jax.vmap(call))(X), wanted)
     np.testing.assert_array_equal(jax.vmap(call)(X), wanted)
-    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.grad(lambda x: call(x).sum())))(X), np.ones((4, 1)) * 2 * np.arange(3.0))
+    np.testing.assert_array_equal(
+        jax.jit(jax.vmap(jax.grad(lambda x: call(x).sum())))(X), np.ones((4, 1)) * 2 * np.arange(3.0)
+    )
 
 
 def test_a_collective_over_the_mapped_axis_is_refused():
@@ -197,8 +203,11 @@ def test_a_collective_over_the_mapped_axis_is_refused():
 @pytest.mark.parametrize(
     ("returned", "text"),
     [
-        (lambda x: "text", r"device_call 'odd' returned a str as its result, where an array belongs"),
-        (lambda x: {"a": x, "b": object()}, r"device_call 'odd' returned a object as output 'b', where an array belongs"),
+        (lambda _: "text", r"device_call 'odd' returned a str as its result, where an array belongs"),
+        (
+            lambda x: {"a": x, "b": object()},
+            r"device_call 'odd' returned a object as output 'b', where an array belongs",
+        ),
     ],
     ids=["str", "object inside"],
 )
@@ -242,8 +251,8 @@ REFUSED = [
     ((np.sin,), {"signature": "i->i"}, ValueError, r"device_call 'sin': 'i->i' is not a gufunc signature"),
     ((np.sin,), {"jvp": 3}, TypeError, r"device_call 'sin': jvp must be a function or None; got 3"),
     ((np.sin,), {"vjp": "x"}, TypeError, r"device_call 'sin': vjp must be a function or None; got 'x'"),
-    ((lambda x: x,), {"static_argnames": "y"}, ValueError, r"static_argnames names \['y'\], but the parameters are \['x'\]"),
-    ((lambda x: x,), {"static_argnames": 3}, TypeError, r"static_argnames must be a string or a sequence of strings; got 3"),
+    ((lambda x: x,), {"static_argnames": "y"}, ValueError, r"names \['y'\], but the parameters are \['x'\]"),
+    ((lambda x: x,), {"static_argnames": 3}, TypeError, r"static_argnames must be a string or a sequence.*got 3"),
 ]  # fmt: skip
 
 
@@ -255,11 +264,15 @@ def test_refused(args, options, error, text):
 
 def test_arguments_that_are_refused():
     call = device_call(lambda x, n: x, static_argnames="n", name="picky")  # noqa: ARG005
-    with pytest.raises(TypeError, match=r"device_call 'picky': the static argument 'n' has the type list, which is not hashable"):
+    with pytest.raises(
+        TypeError, match=r"device_call 'picky': the static argument 'n' has the type list, which is not hashable"
+    ):
         call(X, [1])
     with pytest.raises(TypeError, match=r"the static argument 'n' is a traced value"):
         jax.jit(call)(X, 3)
-    with pytest.raises(TypeError, match=r"device_call 'picky': the argument 'x' is a object, which is neither an array"):
+    with pytest.raises(
+        TypeError, match=r"device_call 'picky': the argument 'x' is a object, which is neither an array"
+    ):
         call(object(), 1)
     with pytest.raises(TypeError, match=r"device_call 'picky'\(x, n\) was called with other arguments"):
         call(X)
@@ -269,7 +282,9 @@ def test_a_schema_is_checked_for_one_element():
     schema = {"x": batchrules.ArraySpec((..., 3), "float64")}
     call = device_call(lambda x: 2 * x, method="auto", schema=schema, name="rows")
     np.testing.assert_array_equal(jax.vmap(call)(X), 2 * X)
-    with pytest.raises(ValueError, match=r"device_call 'rows': the argument 'x' has shape \(4,\), but the schema takes \(\.\.\., 3\)"):
+    with pytest.raises(
+        ValueError, match=r"device_call 'rows': the argument 'x' has shape \(4,\), but the schema takes \(\.\.\., 3\)"
+    ):
         jax.vmap(call, 1)(X)
     with pytest.raises(TypeError, match=r"the argument 'x' has dtype int64, but the schema takes float64"):
         call(np.arange(3))
@@ -277,7 +292,9 @@ def test_a_schema_is_checked_for_one_element():
 
 def test_endpoints_and_arrays_by_keyword_only():
     call = device_call(lambda x, *, y: x * y, jvp=lambda args, tangents: args[0], name="keyword")  # noqa: ARG005
-    with pytest.raises(TypeError, match=r"device_call 'keyword': with a jvp or vjp endpoint, arrays must be positional"):
+    with pytest.raises(
+        TypeError, match=r"device_call 'keyword': with a jvp or vjp endpoint, arrays must be positional"
+    ):
         call(X, y=X)
 
 

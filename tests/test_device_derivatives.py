@@ -137,12 +137,10 @@ COMPOSITIONS = {
     )(XS, YS, S),
     "grad of scan": lambda f: all_args(jax.grad)(scanned(f))(X, YS, S),
     "vmap of grad of scan": lambda f: jax.vmap(all_args(jax.grad)(scanned(f)), (0, None, None))(XS, YS, S),
-    "grad of scan of vmap": lambda f: all_args(jax.grad)(
-        lambda xs, ys, s: scanned(lambda x, y, s: jax.vmap(f, (0, None, None))(x, y, s))(xs, ys, s)
-    )(XS, YS[:, None][:, 0], S),
-    "grad of cond": lambda f: jax.vmap(
-        all_args(jax.grad)(lambda *args: branched(f)(*args).sum()), (0, None, 0)
-    )(XS, Y, SS),
+    "grad of scan of vmap": lambda f: all_args(jax.grad)(scanned(jax.vmap(f, (0, None, None))))(XS, YS, S),
+    "grad of cond": lambda f: jax.vmap(all_args(jax.grad)(lambda *args: branched(f)(*args).sum()), (0, None, 0))(
+        XS, Y, SS
+    ),
     "grad of remat": lambda f: jax.vmap(all_args(jax.grad)(jax.checkpoint(total(f))))(XS, YS, SS),
     "remat of vmap": lambda f: all_args(jax.grad)(jax.checkpoint(total(jax.vmap(f))))(XS, YS, SS),
 }
@@ -316,7 +314,11 @@ def test_dtypes(method, derivation, dtype):
 
     def derivatives(f):
         g = jax.vmap(f, (0, None))
-        return jax.jvp(g, (x, y), (x, y))[1], jax.vjp(g, x, y)[1](x), jax.jacrev(f, holomorphic=x.dtype.kind == "c")(x[0], y)
+        return (
+            jax.jvp(g, (x, y), (x, y))[1],
+            jax.vjp(g, x, y)[1](x),
+            jax.jacrev(f, holomorphic=x.dtype.kind == "c")(x[0], y),
+        )
 
     assert_close(jax.jit(lambda: derivatives(f))(), jax.jit(lambda: derivatives(quadratic.twin))(), 0, 0)
 
@@ -332,7 +334,7 @@ doubled_gradient.defvjp(lambda x, y: (x * y, (x, y)), lambda kept, ct: (2 * ct *
 @pytest.mark.parametrize("method", ["sequential", "broadcast_all"])
 def test_custom_vjp_in_the_body(method):
     """JAX traces a jvp on its way to a vjp; there is none here."""
-    f = batchrules.device_call(lambda x, y: doubled_gradient(x, y), method=method)
+    f = batchrules.device_call(doubled_gradient, method=method)
     gradient = jax.grad(lambda x, y: jax.vmap(f)(x, y).sum(), (0, 1))
     assert_close(jax.jit(gradient)(XS, YS), (2 * YS, 2 * XS))
     assert_close(gradient(XS, YS), (2 * YS, 2 * XS))
@@ -344,7 +346,7 @@ def test_custom_vjp_in_the_body(method):
 def test_custom_jvp_in_the_body():
     relu_like = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
     relu_like.defjvp(lambda primals, tangents: (relu_like(*primals), 7 * tangents[0]))
-    f = batchrules.device_call(lambda x: relu_like(x), method="expand_dims")
+    f = batchrules.device_call(relu_like, method="expand_dims")
     assert_close(jax.jit(jax.vmap(jax.grad(lambda x: f(x).sum())))(XS), jnp.full_like(XS, 7))
     assert_close(jax.jit(jax.jacfwd(f))(X), 7 * jnp.eye(3))
 
@@ -355,8 +357,11 @@ def only(**endpoints):
 
 def times_jvp(args, tangents):
     x, y = args
-    parts = [p for p in (tangents[0] is not None and tangents[0] * y, tangents[1] is not None and x * tangents[1])
-             if p is not False]
+    parts = [
+        p
+        for p in (tangents[0] is not None and tangents[0] * y, tangents[1] is not None and x * tangents[1])
+        if p is not False
+    ]
     return sum(parts[1:], parts[0])
 
 
@@ -369,10 +374,14 @@ def times_vjp(args, cotangent, needed):
 def test_only_a_vjp(jit):
     f = only(vjp=times_vjp)
     run = jax.jit if jit else lambda g: g
-    assert_close(run(jax.grad(lambda x, y: jax.vmap(f, (0, None))(x, y).sum(), (0, 1)))(XS, Y),
-                 (jnp.broadcast_to(Y, (4, 3)), XS.sum(0)))
+    assert_close(
+        run(jax.grad(lambda x, y: jax.vmap(f, (0, None))(x, y).sum(), (0, 1)))(XS, Y),
+        (jnp.broadcast_to(Y, (4, 3)), XS.sum(0)),
+    )
     forward = run(lambda x, y: jax.jvp(f, (x, y), (y, x)))
-    with pytest.raises(batchrules.DerivativeError, match=r"device_call 'times' has a vjp but no jvp endpoint.*Pass jvp="):
+    with pytest.raises(
+        batchrules.DerivativeError, match=r"device_call 'times' has a vjp but no jvp endpoint.*Pass jvp="
+    ):
         forward(X, Y)
 
 
@@ -383,7 +392,9 @@ def test_only_a_jvp(jit):
     assert_close(run(lambda x, y: jax.jvp(f, (x, y), (y, x))[1])(X, Y), Y * Y + X * X)
     assert_close(run(jax.vmap(jax.jacfwd(f, 1), (0, None)))(XS, Y), jax.vmap(jnp.diag)(XS))
     reverse = run(jax.grad(lambda x, y: f(x, y).sum()))
-    with pytest.raises(batchrules.DerivativeError, match=r"device_call 'times' has a jvp but no vjp endpoint.*Pass vjp="):
+    with pytest.raises(
+        batchrules.DerivativeError, match=r"device_call 'times' has a jvp but no vjp endpoint.*Pass vjp="
+    ):
         reverse(X, Y)
 
 
@@ -414,15 +425,14 @@ def test_endpoints_speak_in_trees():
     def function(model, x, power):
         return {"y": model["w"] * x**power, "z": [model["b"] + x]}
 
-    def jvp(args, tangents, **static):
+    def jvp(args, tangents):
         seen["jvp"] = jax.tree.map(lambda leaf: leaf is not None, tangents, is_leaf=lambda leaf: leaf is None)
-        model, x, power = args
-        dw = tangents[0]["w"]
-        return {"y": dw * x**power, "z": [None]}
+        _, x, power = args
+        return {"y": tangents[0]["w"] * x**power, "z": [None]}
 
     def vjp(args, cotangents, needed):
         seen["vjp"] = needed, jax.tree.map(lambda leaf: leaf is not None, cotangents, is_leaf=lambda leaf: leaf is None)
-        model, x, power = args
+        _, x, power = args
         return {"w": cotangents["y"] * x**power, "b": None}, None, None
 
     f = batchrules.device_call(function, method="sequential", static_argnames="power", jvp=jvp, vjp=vjp)
@@ -436,23 +446,29 @@ def test_endpoints_speak_in_trees():
     assert_close(jax.jit(jax.vmap(lambda x: f(model, x, 3)["y"]))(XS), X[None] * XS**3)
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "answer", "text"),
-    [
-        ("jvp", lambda args, tangents: args[0][:2], r"the jvp endpoint.*output 0 is float64\[2\], expected float64\[3\]"),
-        ("jvp", lambda args, tangents: args[0].astype("float32"), r"the jvp endpoint.*output 0 is float32\[3\], expected float64\[3\]"),
-        ("jvp", lambda args, tangents: (args[0], args[0]), r"the jvp endpoint must return a tree like the outputs"),
-        ("vjp", lambda args, ct, needed: (ct, ct[:1]), r"the vjp endpoint.*argument 1 is float64\[1\], expected float64\[3\]"),
-        ("vjp", lambda args, ct, needed: (ct,), r"the vjp endpoint must return a tree like the arguments"),
-    ],
-)  # fmt: skip
-def test_answers_of_the_wrong_form(endpoint, answer, text):
-    f = only(**{endpoint: answer})
+TANGENTS_OF_THE_WRONG_FORM = {
+    "too short": (lambda x: x[:2], r"the jvp endpoint.*output 0 is float64\[2\], expected float64\[3\]"),
+    "dtype": (lambda x: x.astype("float32"), r"the jvp endpoint.*output 0 is float32\[3\], expected float64\[3\]"),
+    "tuple": (lambda x: (x, x), r"the jvp endpoint must return a tree like the outputs"),
+}
+COTANGENTS_OF_THE_WRONG_FORM = {
+    "too short": (lambda ct: (ct, ct[:1]), r"the vjp endpoint.*argument 1 is float64\[1\], expected float64\[3\]"),
+    "one of two": (lambda ct: (ct,), r"the vjp endpoint must return a tree like the arguments"),
+}
+
+
+@pytest.mark.parametrize(("answer", "text"), TANGENTS_OF_THE_WRONG_FORM.values(), ids=TANGENTS_OF_THE_WRONG_FORM)
+def test_tangents_of_the_wrong_form(answer, text):
+    f = only(jvp=lambda args, _: answer(args[0]))
     with pytest.raises(batchrules.ResultError, match=text):
-        if endpoint == "jvp":
-            jax.jvp(f, (X, Y), (X, Y))
-        else:
-            jax.grad(lambda x, y: f(x, y).sum(), (0, 1))(X, Y)
+        jax.jvp(f, (X, Y), (X, Y))
+
+
+@pytest.mark.parametrize(("answer", "text"), COTANGENTS_OF_THE_WRONG_FORM.values(), ids=COTANGENTS_OF_THE_WRONG_FORM)
+def test_cotangents_of_the_wrong_form(answer, text):
+    f = only(vjp=lambda _, cotangent, __: answer(cotangent))
+    with pytest.raises(batchrules.ResultError, match=text):
+        jax.grad(lambda x, y: f(x, y).sum(), (0, 1))(X, Y)
 
 
 @both

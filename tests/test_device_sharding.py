@@ -26,10 +26,18 @@ def outer(f):
 
 PROGRAMS = {
     "vmap": (outer, (XS, Y, S), (0, None, None)),
-    "vmap along axis 1": (lambda f: jax.vmap(f, (1, 0, None), {"all": 1, "y": -1, "x": 0}), (XS.T, YS, S), (1, 0, None)),
+    "vmap along axis 1": (
+        lambda f: jax.vmap(f, (1, 0, None), {"all": 1, "y": -1, "x": 0}),
+        (XS.T, YS, S),
+        (1, 0, None),
+    ),
     "what is not mapped": (lambda f: jax.vmap(f, (None, 0, None)), (X, YS, S), (None, 0, None)),
     "sharded inside": (lambda f: jax.vmap(outer(f), (None, 0, None)), (XS, YS[:3], S), (0, None, None)),
-    "sharded outside": (lambda f: jax.vmap(jax.vmap(f, (None, 0, None)), (0, None, None)), (XS, YS[:3], S), (0, None, None)),
+    "sharded outside": (
+        lambda f: jax.vmap(jax.vmap(f, (None, 0, None)), (0, None, None)),
+        (XS, YS[:3], S),
+        (0, None, None),
+    ),
     "grad": (lambda f: all_args(jax.grad)(total(outer(f))), (XS, Y, S), (0, None, None)),
     "vmap of grad": (lambda f: jax.vmap(all_args(jax.grad)(total(f)), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
     "grad of vmaps": (lambda f: all_args(jax.grad)(total(nest(f))), (XS, YS[:3], SS[:3]), (0, None, None)),
@@ -198,7 +206,7 @@ def test_a_varying_result_is_not_taken_for_a_replicated_one(method):
 def test_an_unvarying_call_inside_shard_map_gives_an_unvarying_result(method):
     f = device(SMOOTH, method, "body")
     case = SHARD_MAPS["1-d"]
-    program = mapped_over(case, lambda xs, y, s: f(y, y, s)["all"], P())
+    program = mapped_over(case, lambda _, y, s: f(y, y, s)["all"], P())
     np.testing.assert_allclose(jax.jit(program)(XS, Y, S), SMOOTH.twin(Y, Y, S)["all"])
 
 

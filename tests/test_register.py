@@ -32,16 +32,13 @@ def single(name, function):
     """A primitive with one result, whose types follow from its parameters."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
-    primitive.def_abstract_eval(
-        lambda *avals, **params: jax.core.ShapedArray(
-            *(lambda out: (out.shape, out.dtype))(
-                jax.eval_shape(
-                    functools.partial(function, **params),
-                    *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals),
-                )
-            )
-        )
-    )
+
+    @primitive.def_abstract_eval
+    def _(*avals, **params):
+        structs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        result = jax.eval_shape(functools.partial(function, **params), *structs)
+        return jax.core.ShapedArray(result.shape, result.dtype)
+
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     return primitive
 
@@ -61,7 +58,7 @@ def tile():
 
     def function(x, table, *, shape, method="broadcast_all"):
         del method
-        return jnp.broadcast_to(x[..., None] + table.sum(), shape)
+        return jnp.broadcast_to((x + table.sum(-1))[..., None], shape)
 
     primitive = single("tile", function)
     yield primitive
@@ -202,7 +199,9 @@ INFOS = [
 @pytest.mark.parametrize(("method", "batch_size", "in_axes", "wanted"), INFOS, ids=str)
 def test_batch_info(method, batch_size, in_axes, wanted):
     """The table is a scalar here, which `auto` leaves alone."""
-    primitive = single("shift", lambda x, s, *, shape: jnp.broadcast_to(x + (s if s.ndim == x.ndim else s[None]), shape))
+    primitive = single(
+        "shift", lambda x, s, *, shape: jnp.broadcast_to(x + (s if s.ndim == x.ndim else s[None]), shape)
+    )
     seen = []
 
     def update(params, batch):
@@ -237,18 +236,22 @@ def test_update_params_may_change_its_dict(tile):
 
 def test_update_params_must_return_a_dict(tile):
     batchrules.register(tile, "expand_dims", update_params=lambda params, batch: None)  # noqa: ARG005
-    with pytest.raises(TypeError, match=r"primitive 'tile': update_params must return the dict of parameters; it returned None"):
+    with pytest.raises(
+        TypeError, match=r"primitive 'tile': update_params must return the dict of parameters; it returned None"
+    ):
         jax.vmap(lambda x: tile.bind(x, TABLE, shape=(5,)))(jnp.arange(4.0))
 
 
-def test_a_vectorised_bind_whose_parameters_hold_shapes_needs_update_params(tile):
-    batchrules.register(tile, "broadcast_all")
+def test_a_vectorised_bind_whose_parameters_hold_shapes_needs_update_params():
+    primitive = single("fill", lambda x, *, shape: jnp.zeros(shape, x.dtype))
+    batchrules.register(primitive, "broadcast_all")
     with pytest.raises(
         BatchContractError,
-        match=r"primitive 'tile' was given a batch of 5 elements.*operands of shape \(5,\), \(5, 2\), and output 0 has "
+        match=r"primitive 'fill' was given a batch of 5 elements.*operands of shape \(5, 2\), and output 0 has "
         r"shape \(5,\).*: expected \(5, 5\).*\. Make it handle.*update_params",
     ):
-        jax.vmap(lambda x: tile.bind(x, TABLE, shape=(5,)))(jnp.arange(5.0))
+        jax.vmap(lambda x: primitive.bind(x, shape=(5,)))(jnp.zeros((5, 2)))
+    batchrules.unregister(primitive)
 
 
 @pytest.mark.parametrize(("method", "calls"), [("sequential", 4), ("broadcast_all", 1)])
@@ -272,13 +275,12 @@ def test_method_from_parameters(tile, method, calls):
     ("chosen", "error", "text"),
     [
         (lambda params: params["vmap_method"], ValueError,
-         r"primitive 'tile': method=callable\(params\) looked for the parameter 'vmap_method', which this call does not "
-         r"have\. Its parameters are \['shape'\]"),
+         r"primitive 'tile': method=callable\(params\) looked for the parameter 'vmap_method', which.*\['shape'\]"),
         (lambda params: params.get("vmap_method"), ValueError,
          r"primitive 'tile' \(from method=callable\(params\)\): no method for jax\.vmap was given \(method=None\)"),
-        (lambda params: "vectorized", ValueError,
-         r"primitive 'tile' \(from method=callable\(params\)\): unknown method 'vectorized'\. Choose one of 'sequential'"),
-        (lambda params: 3, TypeError, r"method must be one of .*; got 3 of type int"),
+        (lambda _: "vectorized", ValueError,
+         r"primitive 'tile' \(from method=callable\(params\)\): unknown method 'vectorized'\. Choose one of 'seq"),
+        (lambda _: 3, TypeError, r"method must be one of .*; got 3 of type int"),
     ],
     ids=["missing key", "None", "unknown", "number"],
 )  # fmt: skip
@@ -384,7 +386,7 @@ def test_nested_legacy_vectorized_over_one_argument_each_is_a_contract_error(siz
     x, y = whole_numbers((sizes[1], 3), 0), whole_numbers((sizes[0], 3), 1)
     with made("register", COMBINE, "legacy_vectorized") as foreign:
         nested = jax.vmap(jax.vmap(foreign.call, (0, None)), (None, 0))
-        with pytest.raises((BatchContractError, TypeError), match="expected|broadcast"):
+        with pytest.raises((BatchContractError, TypeError), match=r"expected|broadcast|legacy"):
             nested(x, y)
 
 
@@ -412,17 +414,16 @@ def test_an_output_without_a_lead(method):
 
 
 REFUSED = [
-    (("method",), {}, ValueError, r"register\('power'\): unknown method 'method'\. Choose one of 'sequential', "
-     r"'sequential_unrolled', 'expand_dims', 'broadcast_all', 'legacy_vectorized', 'auto'"),
+    (("method",), {}, ValueError, r"register\('power'\): unknown method 'method'\. Choose one of 'sequential', 'seq"),
     ((None,), {}, ValueError, r"register\('power'\): no method for jax\.vmap was given \(method=None\)"),
     ((3,), {}, TypeError, r"register\('power'\): method must be one of .*; got 3 of type int"),
     (("sequential",), {"batch_size": 0}, ValueError, r"batch_size must be at least 1, or None.*; got 0"),
     (("sequential",), {"batch_size": -2}, ValueError, r"batch_size must be at least 1, or None.*; got -2"),
-    (("sequential",), {"batch_size": True}, TypeError, r"batch_size must be an int of at least 1.*got True of type bool"),
-    (("sequential",), {"batch_size": 2.0}, TypeError, r"batch_size must be an int of at least 1.*got 2\.0 of type float"),
+    (("sequential",), {"batch_size": True}, TypeError, r"batch_size must be an int.*got True of type bool"),
+    (("sequential",), {"batch_size": 2.0}, TypeError, r"batch_size must be an int.*got 2\.0 of type float"),
     (("auto",), {"schema": "x"}, TypeError, r"register\('power'\): schema must be a Schema, a mapping.*got 'x'"),
     (("auto",), {"schema": [3]}, TypeError, r"'args\.0' needs an ArraySpec; got 3 of type int"),
-    (("auto",), {"update_params": 3}, TypeError, r"register\('power'\): update_params must be a function or None; got 3"),
+    (("auto",), {"update_params": 3}, TypeError, r"'power'\): update_params must be a function or None; got 3"),
     (("auto",), {"call": len}, TypeError, r"register\('power'\): call= is for HiJAX primitive classes"),
 ]  # fmt: skip
 
@@ -436,12 +437,16 @@ def test_refused(power, args, options, error, text):
 
 @pytest.mark.parametrize("thing", [jnp.sin, len, "power", int, None], ids=str)
 def test_what_is_not_a_primitive_is_refused(thing):
-    with pytest.raises(TypeError, match=r"expected a jax\.extend\.core\.Primitive or a HiJAX primitive class; got a .*make_jaxpr"):
+    with pytest.raises(
+        TypeError, match=r"expected a jax\.extend\.core\.Primitive or a HiJAX primitive class; got a .*make_jaxpr"
+    ):
         batchrules.register(thing, "sequential")
 
 
 def test_unregistering_what_is_not_registered(power):
-    with pytest.raises(ValueError, match=r"unregister: nothing is registered for power; register gives it a rule first"):
+    with pytest.raises(
+        ValueError, match=r"unregister: nothing is registered for power; register gives it a rule first"
+    ):
         batchrules.unregister(power)
 
 

@@ -21,7 +21,7 @@ COLUMN_MAJOR = (1, 0)  # the slowest dimension first
 
 @pytest.fixture(autouse=True, scope="module")
 def _lapack():
-    """jaxlib finds its LAPACK when JAX first asks for it; a kernel called before crashes."""
+    """Jaxlib finds its LAPACK when JAX first asks for it; a kernel called before crashes."""
     jnp.linalg.qr(np.eye(3))
 
 
@@ -56,7 +56,7 @@ def orthogonal(method):
 
 def row_major(method):
     """The same kernel without a word about layouts: what it takes for columns are rows."""
-    return lambda a: jax.ffi.ffi_call("lapack_dgeqrf_ffi", (shape(3, 3), shape(3)), vmap_method=method)(a)
+    return jax.ffi.ffi_call("lapack_dgeqrf_ffi", (shape(3, 3), shape(3)), vmap_method=method)
 
 
 def the_primitive(function, *args):

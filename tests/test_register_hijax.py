@@ -173,7 +173,7 @@ def test_unregister_gives_back_what_the_class_had(combined):
     with pytest.raises(NotImplementedError):
         jax.vmap(apply, (None, 0))(tree(X[0], 2.0), jnp.asarray(Y))
 
-    def batch(self, axis_data, args, dims):
+    def batch(*_):
         raise AssertionError("never called")
 
     cls.batch = batch
@@ -185,13 +185,19 @@ def test_unregister_gives_back_what_the_class_had(combined):
 
 def test_a_class_needs_a_call(combined):
     cls, _ = combined
-    with pytest.raises(TypeError, match=r"register\('Combine'\): a HiJAX primitive class needs call=: call\(self, \*args\)"):
+    with pytest.raises(
+        TypeError, match=r"register\('Combine'\): a HiJAX primitive class needs call=: call\(self, \*args\)"
+    ):
         batchrules.register(cls, "expand_dims")
     with pytest.raises(TypeError, match=r"register\('Combine'\)"):
         batchrules.register(cls, "expand_dims", call=3)
 
 
-@pytest.mark.parametrize("answer", [lambda self, model, y: {"both": y, "y": (y[:1, :2],)}, lambda self, model, y: {"both": y.sum(0), "y": (y,)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [lambda *args: {"both": args[2], "y": (args[2][:1, :2],)}, lambda *args: {"both": args[2].sum(0), "y": (args[2],)}],
+    ids=["a part", "a sum"],
+)
 def test_a_call_that_breaks_its_promise(combined, answer):
     cls, apply = combined
     batchrules.register(cls, "broadcast_all", call=answer)

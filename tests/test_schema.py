@@ -49,8 +49,14 @@ def test_any_rank_takes_leading_dimensions(core, lead, data):
 
 @pytest.mark.parametrize(
     ("shape", "any_rank", "text"),
-    [((), False, "()"), ((3,), False, "(3,)"), ((None, 3), False, "(*, 3)"), ((...,), True, "(...,)"), ((..., None), True, "(..., *)")],
-)  # fmt: skip
+    [
+        ((), False, "()"),
+        ((3,), False, "(3,)"),
+        ((None, 3), False, "(*, 3)"),
+        ((...,), True, "(...,)"),
+        ((..., None), True, "(..., *)"),
+    ],
+)
 def test_as_text(shape, any_rank, text):
     spec = ArraySpec(shape)
     assert str(spec) == text
@@ -147,7 +153,9 @@ def test_as_schema():
     assert as_schema({"args.0": ArraySpec()}, "f") == schema
     assert as_schema((ArraySpec(),), "f") == schema
     for wrong in ("x", 3, ArraySpec()):
-        with pytest.raises(TypeError, match=r"f: schema must be a Schema, a mapping from path to ArraySpec, or a sequence"):
+        with pytest.raises(
+            TypeError, match=r"f: schema must be a Schema, a mapping from path to ArraySpec, or a sequence"
+        ):
             as_schema(wrong, "f")
 
 
@@ -169,7 +177,12 @@ def test_signatures(text, inputs, outputs):
     assert as_signature(text, "f") == signature
 
 
-@pytest.mark.parametrize("text", ["", "i->i", "(i)", "(i)->", "(i)->(j", "(i),->(i)", "(i)(j)->()", "(i,)->()", "(i-j)->()", "(i)->(i)->(i)"])  # fmt: skip
+WRONG = (
+    "", "i->i", "(i)", "(i)->", "(i)->(j", "(i),->(i)", "(i)(j)->()", "(i,)->()", "(i-j)->()", "(i)->(i)->(i)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
 def test_signatures_that_are_refused(text):
     with pytest.raises(ValueError, match=r"f: .* is not a gufunc signature\. Write the core dimensions"):
         as_signature(text, "f")

@@ -1,4 +1,4 @@
-"""Flattening: containers of optree and of JAX, inside one another, come back as they were, and paths name their leaves."""
+"""Flattening: containers of optree and of JAX come back as they were, and paths name their leaves."""
 
 import collections
 import dataclasses
@@ -69,7 +69,9 @@ TREES = {
     "dataclass": (Model(1, 2, "cubic"), [1, 2], ["weight", "bias"]),
     "dataclass inside": ({"m": [Model(1, 2)]}, [1, 2], ["m.0.weight", "m.0.bias"]),
     "inside a dataclass": (Model({"k": 1}, (2, None, 3)), [1, 2, 3], ["weight.k", "bias.0", "bias.2"]),
-    "dataclass in dataclass": (Model(Model(1, 2), Point(3, 4)), [1, 2, 3, 4], ["weight.weight", "weight.bias", "bias.x", "bias.y"]),
+    "dataclass in dataclass": (
+        Model(Model(1, 2), Point(3, 4)), [1, 2, 3, 4], ["weight.weight", "weight.bias", "bias.x", "bias.y"],
+    ),
     "empty dataclass": (Model(None, ()), [], []),
 }  # fmt: skip
 every_tree = pytest.mark.parametrize(("tree", "leaves", "paths"), TREES.values(), ids=TREES)
@@ -114,7 +116,9 @@ def test_a_container_of_optree_alone():
         def __init__(self, inside):
             self.inside = inside
 
-    optree.register_pytree_node(Box, lambda box: ((box.inside,), None, ("inside",)), lambda _, kids: Box(*kids), namespace="t")
+    optree.register_pytree_node(
+        Box, lambda box: ((box.inside,), None, ("inside",)), lambda _, kids: Box(*kids), namespace="t"
+    )
     leaves, _ = _trees.flatten(Box(3))
     assert len(leaves) == 1
     assert isinstance(leaves[0], Box)

@@ -31,7 +31,9 @@ def general(shapes):
 
     def function(xp, *args):
         alone = [(position + 2) * arg + 1 for position, arg in enumerate(args)]
-        sums = [xp.sum(arg, axis=tuple(range(arg.ndim - rank, arg.ndim))) for arg, rank in zip(args, ranks, strict=True)]
+        sums = [
+            xp.sum(arg, axis=tuple(range(arg.ndim - rank, arg.ndim))) for arg, rank in zip(args, ranks, strict=True)
+        ]
         return (*alone, sum(weight * total for weight, total in zip((1, 3, 7), sums, strict=False)))
 
     return Foreign("general", function, tuple(shapes))
@@ -101,9 +103,7 @@ def by_a_loop(foreign, axes, args):
     elements = [leaf.shape for leaf in foreign.promise(*(np.zeros(shape) for shape in foreign.shapes))]
     results = [np.empty((*_batch.sizes(axes), *shape)) for shape in elements]
     for index in np.ndindex(*_batch.sizes(axes)):
-        places = [
-            tuple(i for i, axis in zip(index, axes, strict=True) if axis.in_batched[a]) for a in range(len(args))
-        ]
+        places = [tuple(i for i, axis in zip(index, axes, strict=True) if axis.in_batched[a]) for a in range(len(args))]
         row = foreign(np, *(arg[(*place, ...)] for arg, place in zip(args, places, strict=True)))
         for result, value in zip(results, row, strict=True):
             result[index] = value
@@ -111,7 +111,9 @@ def by_a_loop(foreign, axes, args):
 
 
 @given(batches(), st.sampled_from((*METHODS, "auto")), st.sampled_from([None, 1, 2, 3, 5, 100]))
-@example(([(), (2, 3), (2,)], (BatchAxis(2, (True, False, True)), BatchAxis(3, (False, True, False)))), "expand_dims", 4)
+@example(
+    ([(), (2, 3), (2,)], (BatchAxis(2, (True, False, True)), BatchAxis(3, (False, True, False)))), "expand_dims", 4
+)
 @example(([(), ()], (BatchAxis(1, (True, False)),)), "expand_dims", 1)
 def test_they_agree(batch, method, batch_size):
     shapes, axes = batch

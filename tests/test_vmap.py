@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import batchrules
 from foreign import (
     COMBINE,
     DISCRETE,
@@ -19,6 +17,8 @@ from foreign import (
     expected_calls,
     made,
 )
+
+import batchrules
 
 N = 4
 ways = pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])

@@ -86,7 +86,10 @@ def without_x64():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("entry", "method"), [("host", "sequential"), ("host", "expand_dims"), ("device", "broadcast_all"), ("register", "sequential")])
+@pytest.mark.parametrize(
+    ("entry", "method"),
+    [("host", "sequential"), ("host", "expand_dims"), ("device", "broadcast_all"), ("register", "sequential")],
+)
 def test_64_bits_off(entry, method, dtype):
     """Data in 64 bits becomes data in 32 before any foreign code sees it, as everywhere in JAX."""
     seen = []

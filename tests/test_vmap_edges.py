@@ -12,7 +12,6 @@ from foreign import (
     ENTRIES,
     ENTRIES_AND_METHODS,
     METHODS,
-    RANKS,
     SCALARS,
     SEQUENTIAL,
     SEVERAL,
@@ -315,5 +314,3 @@ def test_a_primitive_with_one_result_and_no_other_rule(method):
 class _NoLog:
     def add(self, args):
         """Forget it."""
-
-

@@ -119,4 +119,3 @@ def test_registered_primitive(nest, method, batch_size, jit):
 def _forget_programs():
     yield
     jax.clear_caches()
-

@@ -128,7 +128,7 @@ def test_nested_out_axes_where_outputs_depend_on_some_axes_only(entry, method, o
 
 @pytest.mark.parametrize(("entry", "method"), CASES)
 def test_the_same_axis_mapped_in_any_order(entry, method):
-    """vmap over x outside and y inside is the transpose of the other order."""
+    """Vmap over x outside and y inside is the transpose of the other order."""
     x, y = nested_arguments(COMBINE, [(0, None), (None, 0)])
     with made(entry, COMBINE, method) as foreign:
         outer_x = jax.jit(nested(foreign.call, [(0, None), (None, 0)]))(x, y)
