@@ -193,7 +193,7 @@ class _PrimitiveBind:
         """Bind one element (size None) or so many at once."""
         primitive = self.registration.primitive
         params = self.params if size is None else self._updated(choice, size)
-        if Lead.NOTHING in choice.leads:
+        if choice.method == "legacy_vectorized" and Lead.NOTHING in choice.leads:
             with legacy_leads.of(self.in_batched):
                 outputs = primitive.bind(*arrays, **params)
         else:

@@ -56,11 +56,16 @@ class Foreign:
 
     def twin(self, *args: Any) -> Any:
         """The same for one element, in JAX operations."""
-        return self.function(jnp, *map(jnp.asarray, args))
+        return self.function(jnp, *map(as_array, args))
 
     def promise(self, *args: Any) -> Any:
         """What it returns for arguments of these types."""
         return jax.eval_shape(functools.partial(self, jnp), *args)
+
+
+def as_array(value: Any) -> jax.Array:
+    """A JAX array; one that is traced as it is, since `jnp.asarray` loses track of its in_axes on jax 0.7 and 0.8."""
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 @dataclass
@@ -130,7 +135,7 @@ def bound(foreign: Foreign, primitive: Primitive) -> Callable[..., Any]:
     """The JAX function that binds a primitive and gives the tree that the foreign function returns."""
 
     def function(*args: Any) -> Any:
-        arrays = [arg if isinstance(arg, jax.Array) else jnp.asarray(arg) for arg in args]
+        arrays = [as_array(arg) for arg in args]
         tree = jax.tree.structure(foreign.promise(*arrays))
         return jax.tree.unflatten(tree, primitive.bind(*arrays))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from foreign import METHODS, SEQUENTIAL
+from foreign import METHODS, SEQUENTIAL, as_array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir, xla
 from jax.sharding import PartitionSpec as P
@@ -58,7 +58,7 @@ def register(primitive):
 
     def registered(method, **options):
         batchrules.register(primitive, method, **options)
-        return lambda x, y: tuple(primitive.bind(jnp.asarray(x), jnp.asarray(y)))
+        return lambda x, y: tuple(primitive.bind(as_array(x), as_array(y)))
 
     yield registered
     if batchrules.registered(primitive):
