@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from batchrules._bmap_primitives import graft, pop, still, write
+from batchrules._bmap_primitives import graft, pop, still, take, write
 from batchrules._bmap_settle import settle
 from batchrules._bmap_sharding import blank_like, is_placed, placed_like
 
@@ -127,7 +127,7 @@ class Loop:
 
     def _work(self, size: int, start: Any, inputs: tuple[Values, Values], state: Values, taken: Values) -> Any:
         consts, fixed = inputs
-        parts = [lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in zip(fixed, self.in_axes, strict=True)]
+        parts = [take(x, start, axis=axis, size=size) for x, axis in zip(fixed, self.in_axes, strict=True)]
         parts = [x if carrier is None else graft(x, carrier) for x, carrier in zip(parts, taken, strict=True)]
         state, results = self.step(size, consts, state, parts)
         return list(state), list(results)

@@ -66,7 +66,8 @@ def is_zero(value: Any) -> bool:
 
 
 def _write_impl(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
-    return lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+    # A start is never negative. Saying so spares a kernel that would count it from the end, to compile and to run.
+    return lax.dynamic_update_slice_in_dim(whole, part, start, axis, allow_negative_indices=False)
 
 
 def _write_abstract(whole: Any, _part: Any, _start: Any, **_params: int) -> Any:
@@ -101,8 +102,13 @@ def _write_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int) 
 # --- pop -------------------------------------------------------------------------------------------------------------
 
 
+def take(whole: Any, start: Any, *, axis: int, size: int) -> Any:
+    """A part of an array, from a start that is not negative."""
+    return lax.dynamic_slice_in_dim(whole, start, size, axis, allow_negative_indices=False)
+
+
 def _pop_impl(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
-    return [lax.dynamic_slice_in_dim(whole, start, size, axis), whole]
+    return [take(whole, start, axis=axis, size=size), whole]
 
 
 def _pop_abstract(whole: Any, _start: Any, *, axis: int, size: int) -> list[Any]:

@@ -72,7 +72,7 @@ def _corner(x: Any, kept: int | None) -> Any:
 
     def look(i: Any, _found: Any) -> Any:
         starts = [i if axis == moving else lax.full_like(i, 0) for axis in range(x.ndim)]
-        return lax.reshape(lax.dynamic_slice(x, starts, sizes), shape)
+        return lax.reshape(lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False), shape)
 
     nothing = cast_varying(lax.full(shape, 0, x.dtype), varying_axes(jax.typeof(x)))
     return lax.fori_loop(np.int32(0), np.int32(2), look, nothing)
