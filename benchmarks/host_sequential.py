@@ -26,9 +26,7 @@ def rows() -> Iterator[Row]:
     xs = jnp.arange(COUNT * 3, dtype="float32").reshape(COUNT, 3)
     numpy_rows = np.asarray(xs)
     ours = jax.jit(jax.vmap(batchrules.host_call(double, SHAPE, method="sequential")))
-    theirs = jax.jit(
-        jax.vmap(lambda x: jax.pure_callback(double_for_jax, SHAPE, x, vmap_method="sequential"))
-    )
+    theirs = jax.jit(jax.vmap(lambda x: jax.pure_callback(double_for_jax, SHAPE, x, vmap_method="sequential")))
     assert np.array_equal(ours(xs), theirs(xs))
     assert np.array_equal(ours(xs), bare_loop(numpy_rows))
     slow = median_seconds({"ours": lambda: ours(xs), "theirs": lambda: theirs(xs)}, rounds=9)

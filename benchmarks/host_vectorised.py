@@ -30,14 +30,10 @@ def _row(method: str) -> Row:
     weights = jnp.arange(SIZE, dtype="float32")
     called = batchrules.host_call(weigh, SHAPE, method=method)
     ours = jax.jit(jax.vmap(called, in_axes=(0, None)))
-    peer = jax.vmap(
-        lambda *args: jax.pure_callback(weigh, SHAPE, *args, vmap_method=method), in_axes=(0, None)
-    )
+    peer = jax.vmap(lambda *args: jax.pure_callback(weigh, SHAPE, *args, vmap_method=method), in_axes=(0, None))
     theirs = jax.jit(peer)
     assert np.array_equal(ours(xs, weights), theirs(xs, weights))
-    times = median_seconds(
-        {"ours": lambda: ours(xs, weights), "theirs": lambda: theirs(xs, weights)}, rounds=151
-    )
+    times = median_seconds({"ours": lambda: ours(xs, weights), "theirs": lambda: theirs(xs, weights)}, rounds=151)
     what = f"host_call, {method}, {COUNT} x {SIZE} floats"
     return ratio_row(what, f"pure_callback, {method}", times["ours"], times["theirs"], 1.0)
 

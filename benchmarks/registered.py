@@ -58,12 +58,8 @@ def _rows(method: str, matrices: jax.Array, primitive: Any) -> Iterator[Row]:
     remove()
     for mine, other in zip(ours(matrices), theirs(matrices), strict=True):
         assert np.array_equal(mine, other)
-    ran = median_seconds(
-        {"ours": lambda: ours(matrices), "theirs": lambda: theirs(matrices)}, rounds=301, repeats=5
-    )
-    traced = median_seconds(
-        {"ours": Prepared(install, trace_ours, remove), "theirs": trace_theirs}, rounds=201
-    )
+    ran = median_seconds({"ours": lambda: ours(matrices), "theirs": lambda: theirs(matrices)}, rounds=301, repeats=5)
+    traced = median_seconds({"ours": Prepared(install, trace_ours, remove), "theirs": trace_theirs}, rounds=201)
     peer = f"ffi_call's own, {method}"
     yield ratio_row(f"registered, {method}, run", peer, ran["ours"], ran["theirs"], 1.05)
     yield ratio_row(f"registered, {method}, tracing", peer, traced["ours"], traced["theirs"], 1.05)

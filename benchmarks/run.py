@@ -23,9 +23,7 @@ def main() -> int:
     here = Path(__file__).parent
     names = sys.argv[1:] or sorted(path.stem for path in here.glob("*.py") if path.stem not in NOT_BENCHMARKS)
     print(f"jax {jax.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
-    missed = timing.show(
-        itertools.chain.from_iterable(importlib.import_module(name).rows() for name in names)
-    )
+    missed = timing.show(itertools.chain.from_iterable(importlib.import_module(name).rows() for name in names))
     print(f"{missed} targets missed" if missed else "All targets met.")
     return 1 if missed else 0
 

@@ -51,9 +51,7 @@ class Prepared:
     after: Function
 
 
-def median_seconds(
-    candidates: Mapping[str, Function | Prepared], *, rounds: int, repeats: int = 1
-) -> dict[str, float]:
+def median_seconds(candidates: Mapping[str, Function | Prepared], *, rounds: int, repeats: int = 1) -> dict[str, float]:
     """The median time of each candidate, measured in turns, so that a busy machine slows all alike.
 
     Args:

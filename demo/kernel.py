@@ -69,9 +69,7 @@ def _works(compiler: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.cc")
         probe.write_text("#include <atomic>\n")
-        made = subprocess.run(
-            _command(compiler, probe, Path(folder, "probe.so")), check=False, capture_output=True
-        )
+        made = subprocess.run(_command(compiler, probe, Path(folder, "probe.so")), check=False, capture_output=True)
     return made.returncode == 0
 
 

@@ -55,7 +55,5 @@ def _called(text: str, bodies: dict[str, str], target: str) -> Iterator[tuple[st
         trips = _TRIPS.search(line)
         for name in _CALLED.findall(line):
             if " while(" in line and trips is None and _calls_within(name, bodies, target):
-                raise ValueError(
-                    f"A loop around {target} has no known trip count, so its calls cannot be counted."
-                )
+                raise ValueError(f"A loop around {target} has no known trip count, so its calls cannot be counted.")
             yield name, int(trips[1]) if trips else 1

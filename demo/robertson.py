@@ -145,9 +145,7 @@ def _row(
     result = jax.block_until_ready(ours(*args))
     jax.block_until_ready(jax_own(*args))
     calls, jax_calls = mine.calls, theirs.calls
-    ms, jax_ms = times_in_turns(
-        lambda: ours(*args), lambda: jax_own(*args), rounds=3 if method == "sequential" else 15
-    )
+    ms, jax_ms = times_in_turns(lambda: ours(*args), lambda: jax_own(*args), rounds=3 if method == "sequential" else 15)
     return Row(
         method=label,
         calls=calls,

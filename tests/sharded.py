@@ -29,6 +29,9 @@ def auto(*names):
 EXPLICIT = {"x": (("x",), "x"), "a of ab": (("a", "b"), "a"), "ab": (("a", "b"), ("a", "b"))}
 
 
+JAX_VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
+
+
 def using(mesh):
     """The mesh as the context's, or no context for None."""
     if mesh is None:

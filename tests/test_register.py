@@ -390,6 +390,51 @@ def test_nested_legacy_vectorized_over_one_argument_each_is_a_contract_error(siz
             nested(x, y)
 
 
+@pytest.mark.parametrize("between", ["jit", "scan", "checkpoint"])
+def test_nested_legacy_vectorized_with_a_program_between_the_vmaps_is_right_or_an_error(between):
+    """JAX traces the inner vmap to a program first, and maps that: neither rule runs inside the other."""
+    rows = jnp.zeros(1)
+    around = {
+        "jit": jax.jit,
+        "scan": lambda f: lambda x, y: jax.lax.scan(lambda _, __: (None, f(x, y)), None, rows)[1][0],
+        "checkpoint": jax.checkpoint,
+    }[between]
+    x, y = whole_numbers((3, 3, 3), 0), whole_numbers((3, 3), 1)
+    with made("register", BROADCASTING, "legacy_vectorized") as foreign:
+        try:
+            result = foreign.run(jax.vmap(around(jax.vmap(foreign.call, (0, None)))), x, y)
+        except (BatchContractError, ValueError, TypeError):
+            return
+    np.testing.assert_array_equal(result, x - 2 * y[:, None])
+
+
+def test_auto_goes_on_in_a_loop_where_a_scalar_was_left_alone():
+    """An unmapped scalar gets no lead; whatever an outer vmap maps then, `auto` is right, and never an error."""
+    function = Foreign("scaled", lambda xp, x, y, s: (x - 2 * y) * s[..., None], ((3,), (3,), ()))  # noqa: ARG005
+    x, y, s = whole_numbers((4, 3), 0), whole_numbers((2, 3), 1), np.arange(2.0) + 1
+    any_shape = batchrules.ArraySpec()
+    with made("register", function, "auto", schema=[any_shape] * 3) as foreign:
+        for outer in ((None, 0, None), (None, None, 0), (None, 0, 0)):
+            args = (x, y if outer[1] == 0 else y[0], s if outer[2] == 0 else s[0])
+            nested = lambda f, outer=outer: jax.vmap(jax.vmap(f, (0, None, None)), outer)  # noqa: E731
+            assert_same(foreign.run(nested(foreign.call), *args), nested(function.twin)(*args))
+
+
+def test_a_primitive_whose_implementation_maps_another_one():
+    """What the outer primitive's operands lead with says nothing about the inner one's."""
+    inner = single("inner", lambda a: 2 * a)
+    outer = single("outer", lambda x, y: x + y.reshape((1,) * (x.ndim - y.ndim) + y.shape))
+    outer.def_impl(lambda x, y: jax.vmap(inner.bind)(x) + y[None])
+    batchrules.register(inner, "sequential")
+    batchrules.register(outer, "legacy_vectorized")
+    try:
+        result = jax.vmap(outer.bind, (0, None))(jnp.asarray(X), jnp.ones(3))
+    finally:
+        batchrules.unregister(inner)
+        batchrules.unregister(outer)
+    np.testing.assert_array_equal(result, 2 * X + 1)
+
+
 @pytest.mark.parametrize("method", VECTORISED)
 def test_an_output_that_leads_with_something_else(method):
     """It turns its array round, and the batch with it."""

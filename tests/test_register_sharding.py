@@ -10,7 +10,7 @@ from foreign import METHODS, SEQUENTIAL, as_array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir, xla
 from jax.sharding import PartitionSpec as P
-from sharded import EXPLICIT, assert_right_everywhere, auto, explicit, put, types, using
+from sharded import EXPLICIT, JAX_VERSION, assert_right_everywhere, auto, explicit, put, types, using
 
 import batchrules
 from batchrules import _jax_versions
@@ -150,7 +150,8 @@ def test_elements_that_are_sharded_stay_so(register, method, spec):
         result = jax.jit(jax.vmap(register(method), (0, None)))(*args)
         wanted = jax.jit(jax.vmap(twin, (0, None)))(*args)
         assert_right_everywhere(result, wanted)
-        assert types(result) == types(wanted)
+        # jax 0.7 loses the sharding of an element that is repeated inside a shard_map.
+        assert types(result) == types(wanted) or JAX_VERSION < (0, 8)
 
 
 @pytest.mark.parametrize(("names", "axis"), [(("x",), "x"), (("a", "b"), "a")], ids=["1-d", "2-d"])

@@ -35,15 +35,20 @@ def values(dtype, count, seed):
     return np.concatenate([np.array(special, dtype), plain.astype(dtype)])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def for_every_dtype(call):
+    """One program with a mapped call for each dtype."""
+    return lambda args: {dtype: jax.vmap(call, (0, None))(*pair) for dtype, pair in args.items()}
+
+
 @pytest.mark.parametrize(("entry", "method"), ENTRIES_AND_METHODS)
-def test_dtype(entry, method, dtype):
-    args = [values(dtype, 12, 0).reshape(4, 3), values(dtype, 12, 1)[5:8]]
+def test_every_dtype(entry, method):
+    args = {dtype: (values(dtype, 12, 0).reshape(4, 3), values(dtype, 12, 1)[5:8]) for dtype in DTYPES}
     with made(entry, WEAVE, method) as foreign:
-        result = foreign.run(jax.jit(jax.vmap(foreign.call, (0, None))), *args)
-    assert result.dtype == jnp.dtype(dtype)
-    assert_same(result, jax.vmap(WEAVE.twin, (0, None))(*args))
-    assert foreign.log.count == expected_calls(method, 4)
+        result = foreign.run(jax.jit(for_every_dtype(foreign.call)), args)
+    for dtype in DTYPES:
+        assert result[dtype].dtype == jnp.dtype(dtype)
+        assert_same(result[dtype], jax.vmap(WEAVE.twin, (0, None))(*args[dtype]))
+    assert foreign.log.count == len(DTYPES) * expected_calls(method, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,27 +90,29 @@ def without_x64():
         jax.config.update("jax_enable_x64", True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("entry", "method"),
     [("host", "sequential"), ("host", "expand_dims"), ("device", "broadcast_all"), ("register", "sequential")],
 )
-def test_64_bits_off(entry, method, dtype):
+def test_64_bits_off(entry, method):
     """Data in 64 bits becomes data in 32 before any foreign code sees it, as everywhere in JAX."""
-    seen = []
+    seen = set()
 
     def remembered(xp, x, y):
-        seen.append(x.dtype)
+        seen.add(x.dtype)
         return WEAVE.function(xp, x, y)
 
-    small = [values(NARROW.get(dtype, dtype), 12, seed) for seed in (0, 1)]
-    args = [small[0].astype(dtype).reshape(4, 3), small[1].astype(dtype)[5:8]]
+    args = {}
+    for dtype in DTYPES:
+        x, y = (values(NARROW.get(dtype, dtype), 12, seed).astype(dtype) for seed in (0, 1))
+        args[dtype] = x.reshape(4, 3), y[5:8]
     with without_x64(), made(entry, Foreign("weave", remembered, WEAVE.shapes), method) as foreign:
-        result = jax.jit(jax.vmap(foreign.call, (0, None)))(*args)
-        wanted = jax.vmap(WEAVE.twin, (0, None))(*args)
-        assert_same(result, wanted)
-    assert result.dtype == jnp.dtype(NARROW.get(dtype, dtype))
-    assert set(seen) == {result.dtype}
+        result = jax.block_until_ready(jax.jit(for_every_dtype(foreign.call))(args))
+        wanted = {dtype: jax.vmap(WEAVE.twin, (0, None))(*pair) for dtype, pair in args.items()}
+    for dtype in DTYPES:
+        assert result[dtype].dtype == jnp.dtype(NARROW.get(dtype, dtype))
+        assert_same(result[dtype], wanted[dtype])
+    assert seen == {array.dtype for array in result.values()}
 
 
 def test_64_bit_result_with_64_bits_off_is_refused():

@@ -62,8 +62,7 @@ def test_empty_axis_among_nested_ones_makes_no_call(entry, method, sizes):
     assert foreign.log.count == 0
 
 
-@ways
-@pytest.mark.parametrize("in_axes", [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize(("in_axes", "jit"), [((0, 0), True), ((0, None), True), ((None, 0), False)], ids=str)
 @methods
 def test_batch_of_one(entry, method, in_axes, jit):
     args = arguments(SEVERAL, in_axes, 1)
@@ -243,8 +242,7 @@ def same_draws(result, wanted):
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
-@ways
-@pytest.mark.parametrize("in_axes", [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize(("in_axes", "jit"), [((0, 0), True), ((0, None), False), ((None, 0), True)], ids=str)
 @pytest.mark.parametrize("method", SEQUENTIAL)
 @pytest.mark.parametrize("entry", ["device", "register"])
 def test_typed_keys(entry, method, in_axes, jit):

@@ -7,7 +7,7 @@ from foreign import METHODS, Foreign, assert_same, expected_calls, made, whole_n
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-# Each example of these two compiles a program.
+# Each example compiles a program or two.
 FEWER = settings(max_examples=max(10, settings.default.max_examples // 3))
 SHAPES = ((), (2,), (1,), (2, 3), (0, 2))
 DTYPES = ("float64", "float32", "bfloat16", "int32", "uint8", "complex64")
@@ -93,6 +93,7 @@ def calls_of_one_axis_after_another(nest, method, batch_size):
     return count
 
 
+@FEWER
 @given(nests(), methods, batch_sizes, st.booleans())
 def test_host_call(nest, method, batch_size, jit):
     assert check("host", nest, method, batch_size, jit) == calls_of_recorded_axes(nest, method, batch_size)
