@@ -19,7 +19,7 @@ from batchrules._legacy_leads import legacy_leads
 from batchrules._mapped_bind import MappedBind
 from batchrules._methods import Choice, Lead, check_batch_size, check_method
 from batchrules._registration import NOTHING, BatchInfo, Method, Registration
-from batchrules._schema import Schema, as_schema
+from batchrules._schema import Schema, as_schema, as_signature
 
 _lock = threading.RLock()
 _registrations: dict[Any, Registration] = {}
@@ -31,6 +31,7 @@ def register(  # noqa: PLR0913  # options, all keyword-only
     *,
     batch_size: int | None = None,
     schema: Any = None,
+    signature: str | None = None,
     update_params: Callable[[dict[str, Any], BatchInfo], dict[str, Any]] | None = None,
     call: Callable[..., Any] | None = None,
 ) -> None:
@@ -48,6 +49,8 @@ def register(  # noqa: PLR0913  # options, all keyword-only
         batch_size: The most elements that a vectorised bind is given; None for all. (With 1, an output that depends on
             no mapped operand cannot be told from the others.)
         schema: A `Schema` with the paths `args.0`, `args.1`, ..., or a sequence of `ArraySpec`. For `auto`.
+        signature: A NumPy gufunc signature such as `"(i,j),(j)->(i)"`: the primitive handles leading dimensions itself,
+            by broadcasting. For `auto`.
         update_params: `update_params(params, batch) -> params` for vectorised binds of a primitive whose parameters
             hold shapes, layouts or aliases; `batch` is a `BatchInfo`. See `ffi_update_params`. Two names in the
             parameters are read, as JAX's own primitives have them: `result_avals`, and `input_output_aliases`, whose
@@ -81,6 +84,7 @@ def register(  # noqa: PLR0913  # options, all keyword-only
         method if callable(method) else check_method(method, where),
         check_batch_size(batch_size, where),
         _checked_schema(schema, where),
+        as_signature(signature, where),
         _checked_function(update_params, "update_params", where),
         call,
     )

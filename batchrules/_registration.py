@@ -12,7 +12,7 @@ import numpy as np
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis
 from batchrules._methods import Choice, Lead, MethodRequest, asked_for, method_of
-from batchrules._schema import Schema
+from batchrules._schema import Schema, Signature
 
 Method = str | Callable[[dict[str, Any]], str]
 NOTHING: Any = object()
@@ -47,6 +47,7 @@ class Registration:
         method: A method's name, or a function from the primitive's parameters to one.
         batch_size: The most elements that a vectorised bind is given, or None.
         schema: What the primitive takes, or None.
+        signature: Its gufunc signature, or None.
         update_params: The function that adapts the parameters of vectorised binds, or None.
         call: For a HiJAX class, the operation on arrays of any leading shape; else None.
         before: The rule that stood there before the first registration, or `NOTHING`.
@@ -56,6 +57,7 @@ class Registration:
     method: Method
     batch_size: int | None = None
     schema: Schema | None = None
+    signature: Signature | None = None
     update_params: Callable[[dict[str, Any], BatchInfo], dict[str, Any]] | None = None
     call: Callable[..., Any] | None = None
     before: Any = field(default=NOTHING, repr=False, compare=False)
@@ -102,7 +104,9 @@ class Registration:
         if method == "auto":
             paths = [f"args.{i}" for i in range(len(operands))]
             shapes = [tuple(operand.shape) for operand in operands]
-            choice = _batch.choose_for(MethodRequest(method, self.schema, where=self.where), axes, paths, shapes)
+            choice = _batch.choose_for(
+                MethodRequest(method, self.schema, self.signature, self.where), axes, paths, shapes
+            )
         else:
             choice = asked_for(method, _batch.mapped(axes, len(operands)))
         aliased = _aliased_operands(params)

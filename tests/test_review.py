@@ -243,6 +243,21 @@ def test_signature_is_held_against_the_results_too():
         call(X[0])
 
 
+def test_register_takes_a_signature():
+    primitive = jax.make_jaxpr(jnp.add)(1.0, 2.0).eqns[0].primitive
+    batchrules.register(primitive, "auto", signature="(),()->()")
+    try:
+        choice = batchrules.registered(primitive).method_for(X, X, in_axes=(0, 0))
+        assert choice.reason == (
+            "auto is expand_dims: the signature '(),()->()' says that the function handles leading dimensions itself"
+        )
+        assert np.array_equal(jax.jit(jax.vmap(primitive.bind))(X, X), X + X)
+        with pytest.raises(ValueError, match=r"primitive 'add': the signature .* describes 2 array arguments"):
+            batchrules.registered(primitive).method_for(X, in_axes=(0,))
+    finally:
+        batchrules.unregister(primitive)
+
+
 def test_gradient_past_a_call_with_integer_results_only():
     rank = batchrules.host_call(lambda x: np.int64(x > 1), jax.ShapeDtypeStruct((), "int64"))
     assert jax.grad(lambda x: x * rank(x).astype("float64"))(2.0) == 1.0
