@@ -15,7 +15,7 @@ from jax.interpreters import batching
 
 from batchrules import _hijax, _rules
 from batchrules._jax_versions import Primitive
-from batchrules._legacy_leads import legacy_leads
+from batchrules._legacy_leads import without_lead_p
 from batchrules._mapped_bind import MappedBind
 from batchrules._methods import Choice, Lead, check_batch_size, check_method
 from batchrules._registration import NOTHING, BatchInfo, Method, Registration
@@ -176,7 +176,6 @@ def _batch_primitive(
         outputs = primitive.bind(*operands, **params)
         return outputs, [None] * len(outputs) if primitive.multiple_results else None
     in_batched = tuple(dim is not None for dim in dims)
-    legacy_leads.check(in_batched, registration.where)
     arrays = [_rules.to_front(x, dim) for x, dim in zip(operands, dims, strict=True)]
     apply = _PrimitiveBind(registration, axis_data, in_batched, params)
     bind = MappedBind(registration, axis_data, in_batched, params, apply, apply.results(arrays))
@@ -197,12 +196,17 @@ class _PrimitiveBind:
         """Bind one element (size None) or so many at once."""
         primitive = self.registration.primitive
         params = self.params if size is None else self._updated(choice, size)
-        if choice.method == "legacy_vectorized" and Lead.NOTHING in choice.leads:
-            with legacy_leads.of(self.in_batched):
-                outputs = primitive.bind(*arrays, **params)
-        else:
-            outputs = primitive.bind(*arrays, **params)
+        if choice.method == "legacy_vectorized":
+            arrays = self._refusing_another_map(choice, arrays)
+        outputs = primitive.bind(*arrays, **params)
         return outputs if primitive.multiple_results else [outputs]
+
+    def _refusing_another_map(self, choice: Choice, arrays: Sequence[Any]) -> list[Any]:
+        where = self.registration.where
+        return [
+            without_lead_p.bind(x, where=where) if lead is Lead.NOTHING else x
+            for x, lead in zip(arrays, choice.leads, strict=True)
+        ]
 
     def results(self, arrays: Sequence[Any]) -> Sequence[Any]:
         """What each output of one element is; the arrays have their mapped axis in front."""

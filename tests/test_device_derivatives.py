@@ -16,8 +16,6 @@ X, Y, S = XS[0], YS[1], SS[2]
 DERIVATIONS = ("body", "endpoints")
 both = pytest.mark.parametrize("derivation", DERIVATIONS)
 every_method = pytest.mark.parametrize("method", METHODS)
-# One call that tells what depends on what, and one that does not.
-WAYS = [("expand_dims", "body"), ("broadcast_all", "endpoints")]
 
 
 def _smooth(xp, x, y, s):
@@ -159,10 +157,9 @@ def twin_results():
     return {name: jax.jit(lambda c=c: c(SMOOTH.twin))() for name, c in COMPOSITIONS.items()}
 
 
-@pytest.mark.parametrize(("method", "derivation"), WAYS, ids=str)
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_composition(name, method, derivation, twin_results):
-    f = device(SMOOTH, method, derivation)
+def test_composition(name, twin_results):
+    f = device(SMOOTH, "expand_dims", "body")
     assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
 
 
@@ -176,6 +173,15 @@ LOOPED = (
 )
 
 
+SECOND_ORDER = ("hessian", "forward over forward", "reverse over reverse", "reverse over forward", "vmap of hessian")
+
+
+@pytest.mark.parametrize("name", list(dict.fromkeys([*SECOND_ORDER, *list(COMPOSITIONS)[::2]])))
+def test_composition_of_endpoints(name, twin_results):
+    f = device(SMOOTH, "broadcast_all", "endpoints")
+    assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
+
+
 @pytest.mark.parametrize("name", LOOPED)
 def test_composition_of_a_loop(name, twin_results):
     f = device(SMOOTH, "sequential", "endpoints")
@@ -184,7 +190,7 @@ def test_composition_of_a_loop(name, twin_results):
 
 @both
 @every_method
-@pytest.mark.parametrize("name", ["vmap of grad", "grad of vmap", "hessian of vmap"])
+@pytest.mark.parametrize("name", ["vmap of grad", "grad of vmap"])
 def test_every_method(name, method, derivation, twin_results):
     f = device(SMOOTH, method, derivation)
     assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
@@ -192,7 +198,7 @@ def test_every_method(name, method, derivation, twin_results):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("method", ["expand_dims", "broadcast_all"])
-@pytest.mark.parametrize("name", ["grad of nested vmaps", "vmap of jacrev"])
+@pytest.mark.parametrize("name", ["grad of nested vmaps"])
 def test_batch_size(name, method, batch_size, twin_results):
     f = device(SMOOTH, method, "body", batch_size=batch_size)
     assert_close(jax.jit(lambda: COMPOSITIONS[name](f))(), twin_results[name])
@@ -213,8 +219,7 @@ def test_auto_is_right_whatever_it_chooses(method, derivation, twin_results):
     assert_close(jax.jit(lambda: COMPOSITIONS["vmap of grad"](f))(), twin_results["vmap of grad"])
 
 
-@both
-@pytest.mark.parametrize("modes", ["fwd", "rev"])
+@pytest.mark.parametrize(("modes", "derivation"), [("fwd", "endpoints"), ("rev", "body")])
 def test_numerical_derivatives(modes, derivation):
     """Against finite differences, second derivatives too."""
     f = device(SMOOTH, "expand_dims", derivation)
@@ -500,12 +505,11 @@ def test_empty_batch(method, derivation):
 
 @both
 @pytest.mark.parametrize("method", ["sequential", "expand_dims", "broadcast_all"])
-@pytest.mark.parametrize("size", [1, 2])
-def test_small_batches(method, derivation, size):
+def test_batch_of_one(method, derivation):
     f = device(SMOOTH, method, derivation)
 
     def derivatives(f):
         g = jax.vmap(f, (0, None, None))
-        return jax.grad(total(g), (0, 1, 2))(XS[:size], Y, S), jax.jacfwd(g, 1)(XS[:size], Y, S)
+        return jax.grad(total(g), (0, 1, 2))(XS[:1], Y, S), jax.jacfwd(g, 1)(XS[:1], Y, S)
 
     assert_close(jax.jit(lambda: derivatives(f))(), derivatives(SMOOTH.twin))

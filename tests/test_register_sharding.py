@@ -92,7 +92,6 @@ def spread(args, dims, mesh, axis):
 
 WAYS = [(method, *EXPLICIT["x"]) for method in METHODS if method != "legacy_vectorized"] + [
     ("expand_dims", *EXPLICIT["a of ab"]),
-    ("broadcast_all", *EXPLICIT["ab"]),
     ("sequential", *EXPLICIT["ab"]),
 ]
 
