@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from batchrules._errors import (
     BatchContractError,
+    BatchContractWarning,
     DerivativeError,
+    DispatchError,
     ExportError,
+    FailedElementsWarning,
+    ForeignCallError,
     JaxInsideHostFunctionError,
+    MissingEndpointError,
+    NotDifferentiableError,
     ReadOnlyArgumentError,
     ResultError,
 )
+from batchrules._failures import last_error, original_errors
 from batchrules._ffi import ffi_update_params
+from batchrules._finite_difference import FiniteDifference, finite_difference
 from batchrules._host_call import HostCall, host_call
 from batchrules._methods import Choice
 from batchrules._register import register, registered, unregister
@@ -34,13 +42,20 @@ _LAZY = {
 __all__ = [
     "ArraySpec",
     "BatchContractError",
+    "BatchContractWarning",
     "BatchInfo",
     "Choice",
     "DerivativeError",
     "DeviceCall",
+    "DispatchError",
     "ExportError",
+    "FailedElementsWarning",
+    "FiniteDifference",
+    "ForeignCallError",
     "HostCall",
     "JaxInsideHostFunctionError",
+    "MissingEndpointError",
+    "NotDifferentiableError",
     "ReadOnlyArgumentError",
     "Registration",
     "ResultError",
@@ -48,7 +63,10 @@ __all__ = [
     "bmap",
     "device_call",
     "ffi_update_params",
+    "finite_difference",
     "host_call",
+    "last_error",
+    "original_errors",
     "register",
     "registered",
     "unregister",

@@ -11,10 +11,13 @@ import jax
 import jax.core
 
 from batchrules import _operands, _placement, _trees
+from batchrules._device_body import Endpoints
+from batchrules._device_endpoints import Primal
 from batchrules._device_primitive import choose, device_call_p
-from batchrules._device_site import DeviceSite, Endpoints, Primal
+from batchrules._device_site import DeviceSite
 from batchrules._inspect import recorded_call
 from batchrules._methods import Choice, MethodRequest, check_batch_size, check_method
+from batchrules._options import checked_bool, checked_endpoints
 from batchrules._recording import Result
 from batchrules._schema import Schema, Signature, as_schema, as_signature
 from batchrules._signature import Call, Parameters
@@ -88,8 +91,9 @@ class DeviceCall:
         _operands.check_signature(options.signature, len(call.paths), len(element.results), options.name)
         request = MethodRequest(options.method, options.schema, options.signature, options.name)
         site = DeviceSite(
-            primal, options.name, call.paths, element.results, request, options.batch_size, element.axis_names
-        )
+            body=primal, name=options.name, paths=call.paths, results=element.results, request=request,
+            batch_size=options.batch_size, axis_names=element.axis_names,
+        )  # fmt: skip
         return site, element.tree
 
 
@@ -159,6 +163,8 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
     signature: str | None = None,
     jvp: Callable[..., Any] | None = None,
     vjp: Callable[..., Any] | None = None,
+    jacobian: Callable[..., Any] | None = None,
+    pass_outputs: bool = False,
     static_argnames: str | Sequence[str] = (),
     name: str | None = None,
 ) -> Any:
@@ -177,7 +183,10 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
         jvp: `jvp(args, tangents) -> output tangents`; `tangents` is like `args`, with None where there is none.
         vjp: `vjp(args, cotangents, needed) -> cotangents`; `cotangents` is like the result, with None where there is
             none; `needed` is like `args`, with bools; the answer is like `args`, and may be None where not needed.
-            Without `jvp` and `vjp`, derivatives go through the body. Both are batched by the same method.
+            Without any endpoint, derivatives go through the body. All are batched by the same method.
+        jacobian: `jacobian(args, needed) -> blocks`: a tree like the result, and in the place of each output a tree
+            like `args` of arrays of shape `(*output, *argument)`; None where not needed. One serves both modes.
+        pass_outputs: Whether the endpoints are given the call's result as the keyword `outputs`.
         static_argnames: Parameters that are values of the program and not data. They must be hashable.
         name: What messages call the function; its `__name__` by default.
 
@@ -200,7 +209,7 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
     if fn is None:
         return functools.partial(
             device_call, method=method, batch_size=batch_size, schema=schema, signature=signature, jvp=jvp, vjp=vjp,
-            static_argnames=static_argnames, name=name,
+            jacobian=jacobian, pass_outputs=pass_outputs, static_argnames=static_argnames, name=name,
         )  # fmt: skip
     label = label_of(fn, name, "device_call")
     parameters = Parameters(fn, static_argnames, label)
@@ -209,14 +218,11 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
         batch_size=check_batch_size(batch_size, label),
         schema=as_schema(parameters.named(schema), label),
         signature=as_signature(signature, label),
-        endpoints=Endpoints(_checked_endpoint(jvp, "jvp", label), _checked_endpoint(vjp, "vjp", label)),
+        endpoints=Endpoints(
+            **checked_endpoints(jvp, vjp, jacobian, label),
+            pass_outputs=checked_bool(pass_outputs, "pass_outputs", label),
+        ),
         name=label,
     )
     parameters.check_schema(options.schema)
     return DeviceCall(fn, parameters, options)
-
-
-def _checked_endpoint(endpoint: Any, which: str, where: str) -> Any:
-    if endpoint is not None and not callable(endpoint):
-        raise TypeError(f"{where}: {which} must be a function or None; got {endpoint!r}.")
-    return endpoint

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.interpreters import ad, batching, mlir, xla
+from jax.interpreters import batching, mlir, xla
 
-from batchrules import _batch, _derivatives, _placement, _recording, _rules, _sharded
+from batchrules import _batch, _jacobian, _linear_rules, _placement, _recording, _rules, _sharded
 from batchrules._batch import Axes, OutAxis
-from batchrules._device_site import DeviceSite, fill, select
+from batchrules._device_site import DeviceSite
 from batchrules._jax_versions import Primitive
 from batchrules._methods import Choice
-from batchrules._recording import Result
 
 device_call_p = Primitive("batchrules_device_call")
 device_call_p.multiple_results = True
@@ -38,8 +37,26 @@ def _execute(site: DeviceSite, axes: Axes, *operands: Any) -> list[Any]:
 
 
 def _execute_local(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence[Any]) -> list[Any]:
+    if _jacobian.serves(site, local):
+        return _by_jacobian(site, axes, local, operands)
     outputs = _run(site, local, operands, site.batch_size)
     return [_reduced(_rules.with_all_axes(output, local), axes, j) for j, output in enumerate(outputs)]
+
+
+def _by_jacobian(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence[Any]) -> list[Any]:
+    fixed = len(operands) - site.linear
+    of = _jacobian.jacobian_site(site, local, operands)
+    primal_axes = _jacobian.primal_axes(site, local)
+    blocks = [_rules.with_all_axes(b, primal_axes) for b in _run(of, primal_axes, operands[:fixed], of.batch_size)]
+    outputs = _jacobian.contracted(jnp, site, local, blocks, operands[fixed:])
+    return [_over_devices(output, axes, position) for position, output in enumerate(outputs)]
+
+
+def _over_devices(array: Any, axes: Axes, output: int) -> Any:
+    """The sum over the devices that have parts of an axis that the output is summed over."""
+    summed = [axis.mesh_axis for axis in axes if axis.output(output) is OutAxis.SUMMED]
+    names = tuple(name for mesh_axis in summed for name in _placement.mesh_names(mesh_axis))
+    return lax.psum(array, names) if names else array
 
 
 def _run(site: DeviceSite, axes: Axes, operands: Sequence[Any], batch_size: int | None) -> list[_rules.Output]:
@@ -137,109 +154,4 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: DeviceSite, axes
 
 
 mlir.register_lowering(device_call_p, _lower)
-
-
-def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, ad.Zero) or jax.typeof(tangent).dtype == jax.dtypes.float0
-
-
-def _differentiate(
-    primals: Sequence[Any], tangents: Sequence[Any], *, site: DeviceSite, axes: Axes
-) -> tuple[Sequence[Any], list[Any]]:
-    outputs = device_call_p.bind(*primals, site=site, axes=axes)
-    nonzero = [not _is_zero(tangent) for tangent in tangents]
-    first_linear = len(primals) - site.linear
-    parts = []
-    if any(nonzero[first_linear:]):
-        # In its tangents or cotangents a derived site is its own derivative.
-        moved = [ad.instantiate_zeros(tangent) for tangent in tangents[first_linear:]]
-        parts.append(_bind_aligned([*primals[:first_linear], *moved], site, axes))
-    if any(nonzero[:first_linear]):
-        parts.append(_bind_tangent(primals, tangents, [*nonzero[:first_linear], *[False] * site.linear], site, axes))
-    return outputs, _output_tangents(outputs, parts, site)
-
-
-def _bind_tangent(
-    primals: Sequence[Any], tangents: Sequence[Any], nonzero: Sequence[bool], site: DeviceSite, axes: Axes
-) -> Sequence[Any]:
-    mask = tuple(nonzero)
-    derived = _derivatives.tangent_site(site, mask)
-    inexact = _derivatives.inexact_outputs(site)
-    return _bind_aligned(
-        [*primals, *select(tangents, mask)], derived, _derivatives.differentiated_axes(axes, mask, inexact)
-    )
-
-
-def _output_tangents(outputs: Sequence[Any], parts: Sequence[Sequence[Any]], site: DeviceSite) -> list[Any]:
-    """The sum of the parts for inexact outputs, zero for the others."""
-    summed = iter([sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)])
-    inexact = _derivatives.inexact_outputs(site)
-    return [
-        next(summed) if parts and is_inexact else ad.Zero(jax.typeof(output).to_tangent_aval())
-        for output, is_inexact in zip(outputs, inexact, strict=True)
-    ]
-
-
-def _bind_aligned(operands: Sequence[Any], site: DeviceSite, axes: Axes) -> Sequence[Any]:
-    return device_call_p.bind(*_placement.aligned(operands), site=site, axes=axes)
-
-
-ad.primitive_jvps[device_call_p] = _differentiate
-
-
-def _transpose(cotangents: Sequence[Any], *operands: Any, site: DeviceSite, axes: Axes) -> list[Any]:
-    wanted = tuple(ad.is_undefined_primal(operand) for operand in operands)
-    seen = [j for j, cotangent in enumerate(cotangents) if not isinstance(cotangent, ad.Zero)]
-    nothing = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in operands]
-    if not seen:
-        return nothing
-    primals = len(operands) - site.linear
-    transposed = _derivatives.transposed_site(
-        site,
-        wanted[primals:],
-        tuple(j in seen for j in range(len(cotangents))),
-        [_as_element(x, axes, i) for i, x in enumerate(operands[:primals])],
-    )
-    asked = _asked(site, transposed, wanted, primals)
-    new_axes = _derivatives.transposed_axes(axes, primals, seen, asked)
-    given = [_spread(cotangents[j], axes, j) for j in seen]
-    outputs = _bind_aligned([*operands[:primals], *given], transposed, new_axes)
-    for operand, output in zip(asked, outputs, strict=True):
-        if operand is not None:
-            nothing[operand] = output
-    return nothing
-
-
-ad.primitive_transposes[device_call_p] = _transpose
-
-
-def _asked(site: DeviceSite, transposed: DeviceSite, wanted: Sequence[bool], primals: int) -> list[int | None]:
-    """For each output of a transposed site, the operand whose cotangent it is, if that is wanted."""
-    linear = range(primals, primals + site.linear)
-    if transposed.is_cotangent:
-        return [i for i in linear if wanted[i]]
-    # A tangent site gives every inexact output of its base; the operands were the cotangents of some of these.
-    origin = transposed.origin
-    given = site.origin.outputs if site.origin else ()
-    operands = fill(given, linear, [None] * len(given))
-    inexact = origin.outputs if origin else ()
-    return [i if i is not None and wanted[i] else None for i in select(operands, inexact)]
-
-
-def _as_element(operand: Any, axes: Axes, position: int) -> Result:
-    aval = operand.aval if ad.is_undefined_primal(operand) else jax.typeof(operand)
-    return Result("", _batch.element_shape(axes, position, aval.shape), aval.dtype)
-
-
-def _spread(cotangent: Any, axes: Axes, output: int) -> Any:
-    """The cotangent of an output, given to the first element only of each axis that the output does not depend on."""
-    position = 0
-    for axis in axes:
-        if axis.output(output) is OutAxis.ABSENT:
-            lead = lax.expand_dims(cotangent, (position,))
-            padding = [(0, 0, 0)] * lead.ndim
-            padding[position] = (0, axis.size - 1, 0)
-            cotangent = lax.pad(lead, jnp.zeros((), lead.dtype), padding)
-        if axis.output(output) is not OutAxis.SUMMED:
-            position += 1
-    return cotangent
+_linear_rules.install(device_call_p)

@@ -34,4 +34,32 @@ class ExportError(ValueError):
 
 
 class DerivativeError(TypeError):
+    """A derivative was asked for that the foreign function does not have."""
+
+
+class MissingEndpointError(DerivativeError, NotImplementedError):
     """A derivative was asked for that the foreign function has no endpoint for."""
+
+
+class NotDifferentiableError(DerivativeError, ValueError):
+    """A derivative was asked for in an argument, or of an output, that is declared non-differentiable."""
+
+
+class ForeignCallError(RuntimeError):
+    """Foreign code failed inside a compiled program.
+
+    Names the function, the endpoint, the element, the shapes of its arguments, and the original error, which is its
+    `__cause__`. Outside compiled programs the original error is raised, with this text as a note.
+    """
+
+
+class BatchContractWarning(UserWarning):
+    """Foreign code did not return a batch under `method="auto"`; it is called one element at a time from now on."""
+
+
+class FailedElementsWarning(UserWarning):
+    """Elements of a batch failed, and are NaN because of `on_error="nan"`."""
+
+
+class DispatchError(RuntimeError):
+    """The executor failed, not the foreign code: a broken pool, one shut down too early, something it cannot pickle."""

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
 
-from batchrules import _batch, _operands, _placement, _trees
+from batchrules import _batch, _host_where, _operands, _placement
+from batchrules._dispatch import check_dispatch
+from batchrules._host_body import Endpoint, Primal
 from batchrules._host_context import FirstCall, inside_numpy_only
-from batchrules._host_function import HostFunction
+from batchrules._host_options import HostOptions, check_keywords, check_nan, conduct_of, endpoints_of
 from batchrules._host_primitive import host_call_p
-from batchrules._host_runner import Runner
+from batchrules._host_runners import runner
+from batchrules._host_site import HostSite
+from batchrules._host_trust import Trust
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
+from batchrules._options import checked_bool, checked_endpoints
 from batchrules._promise import promised
-from batchrules._schema import Schema, Signature, as_schema, as_signature
+from batchrules._schema import as_schema, as_signature
 from batchrules._signature import Call, Parameters
 from batchrules._values import hashable, label_of
-
-
-@dataclass(frozen=True)
-class HostOptions:
-    """The options of a host call, checked."""
-
-    method: str
-    schema: Schema | None
-    batch_size: int | None
-    signature: Signature | None
-    allow_jax: bool
-    name: str
 
 
 class HostCall:
@@ -47,7 +40,8 @@ class HostCall:
         self._options = options
         self._result_shape = result_shape
         self._parameters = parameters
-        self._first_call = FirstCall(fn, options.name, allow_jax=options.allow_jax)
+        self._first_call = FirstCall(fn, options.name, allow_jax=options.conduct.allow_jax)
+        self._trust = Trust()
         if not callable(result_shape):
             promised(result_shape, options.name)
 
@@ -59,7 +53,58 @@ class HostCall:
         operands = _placement.aligned(_operands.as_operands(call, self._options.name))
         site = self._site(call, operands)
         outputs = host_call_p.bind(*operands, site=site, axes=())
-        return _trees.unflatten(site.result_tree, outputs)
+        return site.body.tree(outputs)
+
+    def where(self, mask: Any, *args: Any, otherwise: Any = None, **kwargs: Any) -> Any:
+        """Call the host function only where a mask is True.
+
+        Under `jax.vmap`, `jax.lax.cond` runs both branches for every element and `while_loop` runs finished elements
+        on; this makes no call for an element whose mask is False, and a vectorised method is given only the others.
+
+        Args:
+            mask: A boolean scalar (of one element; `jax.vmap` adds the batch).
+            *args: The arguments of the function.
+            otherwise: What stands for the result where the mask is False: a tree like it, or a number for all of it;
+                None for zeros. Derivatives go through it there.
+            **kwargs: The keyword arguments of the function.
+
+        Returns:
+            The result, a tree of arrays.
+
+        Raises:
+            TypeError: A mask that is no boolean scalar, or an `otherwise` that is not like the result.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpy as np, batchrules
+            >>> @batchrules.host_call(result_shape=jax.ShapeDtypeStruct((), "float32"))
+            ... def root(x):
+            ...     return np.sqrt(x)
+            >>> xs = jnp.array([4.0, -1.0, 9.0], dtype="float32")
+            >>> print(jax.vmap(lambda x: root.where(x >= 0, x, otherwise=-1.0))(xs))
+            [ 2. -1.  3.]
+        """
+        call = self._parameters.divide(args, kwargs)
+        name = self._options.name
+        if inside_numpy_only() and not any(isinstance(leaf, jax.Array) for leaf in [mask, *call.leaves]):
+            results = self._run_without_jax(call) if _host_where.as_bool(mask, name) else None
+            return _host_where.without_jax(results, self._site(call, _numpy(call)), otherwise)
+        flag = _host_where.checked_mask(mask, name)
+        operands = _placement.aligned([flag, *_operands.as_operands(call, name)])
+        site = _host_where.masked(self._site(call, operands[1:]))
+        outputs = host_call_p.bind(*operands, site=site, axes=())
+        others = _host_where.checked_otherwise(otherwise, site)
+        pairs = zip(outputs, _placement.like(others, outputs), strict=True)
+        chosen = [jax.lax.select(operands[0], output, other) for output, other in pairs]
+        return site.body.tree(chosen)
+
+    @property
+    def host_function(self) -> Callable[..., Any]:
+        """The Python function that is called on the host."""
+        return self._fn
+
+    def as_endpoint(self) -> Endpoint:
+        """This call as a derivative endpoint of another: its function, with the derivatives that it has itself."""
+        return Endpoint(self._fn, self._first_call, self._options.endpoints)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: the instance is the first argument, static or a container of arrays."""
@@ -94,28 +139,28 @@ class HostCall:
 
     def _run_without_jax(self, call: Call) -> Any:
         """A host call made by a host function: straight to the function, since JAX may be waiting for us."""
-        arrays = [_operands.as_numpy(leaf) for leaf in call.leaves]
+        arrays = _numpy(call)
         site = self._site(call, arrays)
-        outputs = Runner(site, (), [array.shape for array in arrays])(*arrays)
+        outputs = runner(site, (), [array.shape for array in arrays])(*arrays)
         # A copy, because the array may be a buffer that the function goes on using.
-        return _trees.unflatten(site.result_tree, [output.copy() for output in outputs])
+        return site.body.tree([output.copy() for output in outputs])
 
-    def _site(self, call: Call, operands: Sequence[Any]) -> HostFunction:
+    def _site(self, call: Call, operands: Sequence[Any]) -> HostSite:
         options = self._options
+        check_keywords(options.endpoints, call, options.name)
         _operands.check_schema(options.schema, call.paths, operands, options.name)
         results, tree = promised(self._promise(call, operands), options.name)
         _operands.check_signature(options.signature, len(call.paths), len(results), options.name)
-        return HostFunction(
-            function=self._fn,
+        check_nan(options.conduct.on_error, results, options.name)
+        return HostSite(
+            body=Primal(self._fn, call.structure, tree, options.name, options.endpoints, self._first_call),
             name=options.name,
-            structure=call.structure,
             paths=call.paths,
-            result_tree=tree,
             results=results,
             request=MethodRequest(options.method, options.schema, options.signature, options.name),
             batch_size=options.batch_size,
-            allow_jax=options.allow_jax,
-            first_call=self._first_call,
+            conduct=options.conduct,
+            trust=self._trust,
         )
 
     def _promise(self, call: Call, operands: Sequence[Any]) -> Any:
@@ -126,6 +171,10 @@ class HostCall:
         return self._result_shape(*args, **kwargs)
 
 
+def _numpy(call: Call) -> list[Any]:
+    return [_operands.as_numpy(leaf) for leaf in call.leaves]
+
+
 def host_call(  # noqa: PLR0913  # options, all keyword-only
     fn: Callable[..., Any] | None = None,
     result_shape: Any = None,
@@ -133,31 +182,63 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     method: str = "auto",
     schema: Any = None,
     batch_size: int | None = None,
+    executor: int | Executor | None = None,
+    max_in_flight: int | None = None,
+    jvp: Callable[..., Any] | None = None,
+    vjp: Callable[..., Any] | None = None,
+    jacobian: Callable[..., Any] | None = None,
+    verify: bool | float = True,
+    on_error: str = "raise",
     signature: str | None = None,
     static_argnames: str | Sequence[str] = (),
+    pass_outputs: bool = False,
+    skip_zero: bool = False,
     allow_jax: bool = False,
     name: str | None = None,
 ) -> Any:
     """Make a JAX function of a Python function that runs on the host: NumPy, SciPy, ctypes, HTTP, a subprocess.
 
     The result works under `jax.jit`, `jax.vmap` (nested too), `jax.lax.scan`, `cond` and `while_loop`,
-    `jax.checkpoint` and `jax.shard_map`. It must have no side effects: calls whose result nothing uses are not made,
-    and equal calls in one program may be one call.
+    `jax.checkpoint` and `jax.shard_map`, and with derivative endpoints under `jax.jvp`, `grad`, `jacfwd`, `jacrev` and
+    `hessian`. It must have no side effects: calls whose result nothing uses are not made, and equal calls in one
+    program may be one call.
 
     Args:
         fn: The function. It is given NumPy arrays (read-only) and must return what `result_shape` says. Without it,
             `host_call` is a decorator.
         result_shape: A pytree of things with `.shape` and `.dtype`, or a function of the arguments (arrays as
-            `jax.ShapeDtypeStruct`) that returns one. Always for ONE element, however the call is mapped.
+            `jax.ShapeDtypeStruct`) that returns one. Always for ONE element, however the call is mapped. An
+            `ArraySpec` with `differentiable=False` marks an output without derivatives.
         method: What one call is given under `jax.vmap`: `"sequential"`, `"expand_dims"`, `"broadcast_all"`,
             `"legacy_vectorized"`, or `"auto"`: `expand_dims` where the schema or signature proves it safe, else
             `sequential`.
-        schema: A `Schema`, or a mapping from path to `ArraySpec`: which shapes the function takes. For `auto`.
+        schema: A `Schema`, or a mapping from path to `ArraySpec`: which shapes the function takes, for `auto`, and
+            which arguments have derivatives.
         batch_size: The most elements that a vectorised call is given; None for all.
+        executor: How the calls of a batch are issued: None, in order; an int, that many threads; or any
+            `concurrent.futures.Executor`, of which only `submit` is used (loky, Dask's `Client.get_executor()`).
+        max_in_flight: The most tasks that an executor is given before one has finished; None for no bound.
+        jvp: `jvp(args, tangents) -> output tangents`. `tangents` is like `args`, with None where an input has none;
+            the answer is a tree like the result, with None for zero.
+        vjp: `vjp(args, cotangents, needed) -> cotangents`. `cotangents` is like the result, with None where an output
+            is unused or has no derivative; `needed` is like `args`, with bools; the answer is like `args`, and may be
+            None where not needed. Complex numbers follow JAX: cotangents are not conjugated.
+        jacobian: `jacobian(args, needed) -> blocks`: a tree like the result, and in the place of each output a tree
+            like `args` of arrays of shape `(*output, *argument)`; None where not needed. Serves both modes where `jvp`
+            or `vjp` is missing, and (co)tangents mapped over unmapped arguments: `jax.jacobian` is one call.
+            All endpoints are host functions, batched by the same method. One that is a `host_call` with endpoints of
+            its own gives second derivatives.
+        verify: Whether vectorised calls are checked on two elements that differ, called on their own: the first ones of
+            each element shape, and a later one now and then. A number is the relative tolerance.
+        on_error: `"raise"`; or `"nan"`: the elements that fail become NaN, the others keep their results, and one
+            warning tells which.
         signature: A NumPy gufunc signature such as `"(i,j),(j)->(i)"`: the function handles leading dimensions
             itself, by broadcasting. For `auto`.
         static_argnames: Parameters that are values of the program and not data. They must be hashable.
-        allow_jax: Whether the function may use JAX inside. It can deadlock; see the error that says so.
+        pass_outputs: Whether the endpoints are given the call's own result, as the keyword `outputs`.
+        skip_zero: Whether a sequential derivative makes no call for an element whose (co)tangents are all zero.
+        allow_jax: Whether the function may use JAX inside. It can deadlock; see the error that says so. Calls are then
+            made in order, never by an executor.
         name: What messages call the function; its `__name__` by default.
 
     Returns:
@@ -169,17 +250,25 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, batchrules
-        >>> @batchrules.host_call(result_shape=jax.ShapeDtypeStruct((), "float32"))
+        >>> def norm_vjp(args, cotangents, needed):
+        ...     (x,) = args
+        ...     return (cotangents * x / np.sqrt((x * x).sum()),)
+        >>> @batchrules.host_call(result_shape=jax.ShapeDtypeStruct((), "float32"), vjp=norm_vjp)
         ... def norm(x):
         ...     return np.sqrt((x * x).sum()).astype("float32")
         >>> xs = jnp.array([[3.0, 4.0], [6.0, 8.0]], dtype="float32")
         >>> print(jax.jit(jax.vmap(norm))(xs))
         [ 5. 10.]
+        >>> print(jax.vmap(jax.grad(norm))(xs))
+        [[0.6 0.8]
+         [0.6 0.8]]
     """
     if fn is None:
         return functools.partial(
             host_call, result_shape=result_shape, method=method, schema=schema, batch_size=batch_size,
-            signature=signature, static_argnames=static_argnames, allow_jax=allow_jax, name=name,
+            executor=executor, max_in_flight=max_in_flight, jvp=jvp, vjp=vjp, jacobian=jacobian, verify=verify,
+            on_error=on_error, signature=signature, static_argnames=static_argnames, pass_outputs=pass_outputs,
+            skip_zero=skip_zero, allow_jax=allow_jax, name=name,
         )  # fmt: skip
     label = label_of(fn, name, "host_call")
     if result_shape is None:
@@ -188,19 +277,19 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
             "dtype), or a function of the arguments that returns one; an empty tuple for a function without results."
         )
     parameters = Parameters(fn, static_argnames, label)
+    flags = {
+        "skip_zero": checked_bool(skip_zero, "skip_zero", label),
+        "allow_jax": checked_bool(allow_jax, "allow_jax", label),
+    }
+    passing = {"allow_jax": allow_jax, "pass_outputs": checked_bool(pass_outputs, "pass_outputs", label)}
     options = HostOptions(
         method=check_method(method, label, HOST_METHODS),
         schema=as_schema(parameters.named(schema), label),
         batch_size=check_batch_size(batch_size, label),
         signature=as_signature(signature, label),
-        allow_jax=_checked_bool(allow_jax, label),
+        endpoints=endpoints_of(checked_endpoints(jvp, vjp, jacobian, label), passing, label),
+        conduct=conduct_of(check_dispatch(executor, max_in_flight, label), verify, on_error, flags, label),
         name=label,
     )
     parameters.check_schema(options.schema)
     return HostCall(fn, result_shape, parameters, options)
-
-
-def _checked_bool(allow_jax: Any, where: str) -> bool:
-    if not isinstance(allow_jax, bool):
-        raise TypeError(f"{where}: allow_jax must be True or False; got {allow_jax!r}.")
-    return allow_jax

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from batchrules._errors import JaxInsideHostFunctionError
+from batchrules._portable import portable
 
 
 class _Running(threading.local):
@@ -32,6 +33,19 @@ def run_inside(work: Callable[..., Any], *args: Any, allow_jax: bool) -> Any:
         running.numpy_only = before
 
 
+class HostTask:
+    """The work of a host function on one element or chunk, in whatever thread or process it is done."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: Callable[[Sequence[Any]], Any]) -> None:
+        self._body = body
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        """Do it."""
+        return run_inside(self._body, leaves, allow_jax=False)
+
+
 class FirstCall:
     """Runs a host function, and until it has returned once, in a way that shows whether it uses JAX.
 
@@ -44,6 +58,10 @@ class FirstCall:
         self._function = function
         self._name = name
         self._passed = allow_jax
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # JAX in another process waits for nothing in this one.
+        return passed_first_call, (portable(self._function), self._name)
 
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call the function."""
@@ -69,3 +87,8 @@ class FirstCall:
             ) from error
         self._passed = True
         return result
+
+
+def passed_first_call(function: Callable[..., Any], name: str) -> FirstCall:
+    """A function without the guard."""
+    return FirstCall(function, name, allow_jax=True)

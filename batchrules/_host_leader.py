@@ -20,8 +20,8 @@ from jax.interpreters import mlir
 
 from batchrules import _batch, _callbacks
 from batchrules._batch import Axes
-from batchrules._host_function import HostFunction
-from batchrules._host_runner import Runner
+from batchrules._host_runners import runner
+from batchrules._host_site import HostSite
 from batchrules._jax_versions import Primitive
 
 attempt_p = Primitive("batchrules_attempt")
@@ -33,8 +33,8 @@ raise_p.multiple_results = True
 class Attempts:
     """The failures of one call site, by ticket. Ticket 0 means that nothing failed."""
 
-    def __init__(self, site: HostFunction, axes: Axes, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._run = Runner(site, axes, shapes)
+    def __init__(self, site: HostSite, axes: Axes, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._run = runner(site, axes, shapes, compiled=True)
         self._nothing = [np.zeros(*_output(site, axes, i)) for i in range(len(site.results))]
         self._name = site.name
         self.arguments = len(shapes)
@@ -78,7 +78,7 @@ class Team:
     everyone: tuple[Any, ...]
 
 
-def call(site: HostFunction, axes: Axes, team: Team, rank: jax.Array, *operands: Any) -> list[Any]:
+def call(site: HostSite, axes: Axes, team: Team, rank: jax.Array, *operands: Any) -> list[Any]:
     """The outputs on this device: its own call's, or those of the device that calls for it.
 
     `rank` holds this device's number among those that share its data; number 0 calls.
@@ -117,7 +117,7 @@ def _shared(output: jax.Array, sharing: tuple[Any, ...]) -> jax.Array:
     return jax.lax.bitcast_convert_type(jax.lax.psum(bits, sharing), output.dtype)
 
 
-def _output(site: HostFunction, axes: Axes, output: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _output(site: HostSite, axes: Axes, output: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
     result = site.results[output]
     return _batch.output_shape(axes, output, result.shape), result.dtype
 

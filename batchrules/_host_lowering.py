@@ -16,23 +16,23 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from batchrules import _callbacks, _host_leader, _jax_versions, _placement
 from batchrules._batch import Axes
 from batchrules._errors import ExportError
-from batchrules._host_function import HostFunction
-from batchrules._host_runner import Runner
+from batchrules._host_runners import runner
+from batchrules._host_site import HostSite
 
 _DEVICES = "batchrules_devices"
 
 
-def lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any]:
+def lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: HostSite, axes: Axes) -> Sequence[Any]:
     """The lowering rule of the host primitive."""
     _refuse_export(ctx, site)
     avals: Sequence[Any] = ctx.avals_in
     span = _span(ctx, avals)
     if span is None:
-        return _callbacks.emit(ctx, Runner(site, axes, [aval.shape for aval in avals]), operands)
+        return _callbacks.emit(ctx, runner(site, axes, [aval.shape for aval in avals], compiled=True), operands)
     return mlir.lower_fun(partial(_run_over, span, site, axes))(ctx, *operands)
 
 
-def _refuse_export(ctx: mlir.LoweringRuleContext, site: HostFunction) -> None:
+def _refuse_export(ctx: mlir.LoweringRuleContext, site: HostSite) -> None:
     if _jax_versions.is_export(ctx):
         raise ExportError(
             f"{site.name} cannot be exported with jax.export: an exported program has no Python to call the host "
@@ -72,7 +72,7 @@ def _mesh_in_use(avals: Sequence[Any], otherwise: AbstractMesh) -> AbstractMesh:
     return next(iter(typed), otherwise if around.empty else around)
 
 
-def _run_over(span: Span, site: HostFunction, axes: Axes, *operands: Any) -> Sequence[Any]:
+def _run_over(span: Span, site: HostSite, axes: Axes, *operands: Any) -> Sequence[Any]:
     """Each shard along a recorded mesh axis calls for itself, and of the devices that share a shard only one."""
     recorded = {name for axis in axes for name in _placement.mesh_names(axis.mesh_axis)}
     team = _host_leader.Team(tuple(name for name in span.free if name not in recorded), span.free)

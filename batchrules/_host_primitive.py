@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad, batching, mlir, xla
+from jax.interpreters import batching, mlir, xla
 
-from batchrules import _host_lowering, _operands, _recording
+from batchrules import _host_lowering, _linear_rules, _operands, _recording
 from batchrules._batch import Axes
-from batchrules._errors import DerivativeError
-from batchrules._host_function import HostFunction
-from batchrules._host_runner import Runner
+from batchrules._host_runners import runner
+from batchrules._host_site import HostSite
 from batchrules._jax_versions import Primitive
 
 host_call_p = Primitive("batchrules_host_call")
@@ -25,7 +24,7 @@ host_call_p.def_abstract_eval(_recording.output_types)
 
 
 def _record_axis(
-    axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None], *, site: HostFunction, axes: Axes
+    axis_data: Any, operands: Sequence[Any], dims: Sequence[int | None], *, site: HostSite, axes: Axes
 ) -> tuple[Any, Any]:
     if all(dim is None for dim in dims):
         return _recording.bind_unmapped(host_call_p, operands, site=site, axes=axes)
@@ -37,13 +36,13 @@ batching.fancy_primitive_batchers[host_call_p] = _record_axis
 
 
 @host_call_p.def_impl
-def _run_eagerly(*operands: Any, site: HostFunction, axes: Axes) -> Sequence[Any]:
+def _run_eagerly(*operands: Any, site: HostSite, axes: Axes) -> Sequence[Any]:
     devices = _devices(operands)
     if len(devices) > 1:
         return xla.apply_primitive(host_call_p, *operands, site=site, axes=axes)
     # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
     arrays = [_operands.as_read_only(operand) for operand in operands]
-    outputs = Runner(site, axes, [array.shape for array in arrays])(*arrays)
+    outputs = runner(site, axes, [array.shape for array in arrays])(*arrays)
     return [_on_device(output, devices) for output in outputs]
 
 
@@ -62,16 +61,5 @@ def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
     return array
 
 
-def _no_derivative(primals: Sequence[Any], tangents: Sequence[Any], *, site: HostFunction, axes: Axes) -> Any:
-    moved = any(not isinstance(tangent, ad.Zero) for tangent in tangents)
-    if not moved or not any(jnp.issubdtype(result.dtype, np.inexact) for result in site.results):
-        outputs = host_call_p.bind(*primals, site=site, axes=axes)
-        return outputs, [ad.Zero(jax.typeof(output).to_tangent_aval()) for output in outputs]
-    raise DerivativeError(
-        f"{site.name} cannot be differentiated: JAX cannot see inside a host function. Differentiate with respect to "
-        "other arguments (argnums), or keep its arguments constant with jax.lax.stop_gradient."
-    )
-
-
-ad.primitive_jvps[host_call_p] = _no_derivative
+_linear_rules.install(host_call_p)
 mlir.register_lowering(host_call_p, _host_lowering.lower)

@@ -82,3 +82,11 @@ def mesh_names(mesh_axis: Any) -> tuple[Any, ...]:
     if mesh_axis is None:
         return ()
     return tuple(mesh_axis) if isinstance(mesh_axis, tuple | list) else (mesh_axis,)
+
+
+def like(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """The values, cast to vary over the axes that the others vary over."""
+    return [
+        _jax_versions.cast_varying(value, _jax_versions.varying_axes(jax.typeof(other)))
+        for value, other in zip(values, others, strict=True)
+    ]

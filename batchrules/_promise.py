@@ -11,6 +11,7 @@ import numpy as np
 
 from batchrules import _jax_versions, _trees
 from batchrules._recording import Result
+from batchrules._schema import ArraySpec
 
 
 def promised(shapes: Any, where: str) -> tuple[tuple[Result, ...], _trees.Structure]:
@@ -27,7 +28,11 @@ def _result(leaf: Any, path: str, where: str) -> Result:
             f"{place} is {leaf!r} of type {type(leaf).__name__}, which has no shape and dtype. Use "
             "jax.ShapeDtypeStruct(shape, dtype)."
         )
-    return Result(path, _promised_shape(leaf.shape, place), _promised_dtype(leaf.dtype, place))
+    return Result(path, _promised_shape(leaf.shape, place), _promised_dtype(leaf.dtype, place), _differentiable(leaf))
+
+
+def _differentiable(leaf: Any) -> bool:
+    return leaf.differentiable if isinstance(leaf, ArraySpec) else True
 
 
 def _promised_shape(shape: Any, place: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ class Result:
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    differentiable: bool = True
 
 
 class Site(Protocol):

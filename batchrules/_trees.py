@@ -123,16 +123,20 @@ def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
                 yield (*prefix, step, *rest)
 
 
-def matched(tree: Any, like: Any) -> list[Any]:
+def matched(tree: Any, like: Any, *, branches: bool = False) -> list[Any]:
     """For each leaf of `like`, what stands in its place in `tree`; None in `tree` stands for a whole branch.
+
+    With `branches`, a container may stand in the place of a leaf. Nobody asks what stands where `like` has None.
 
     Raises:
         ValueError: A branch of `tree` has other children than that of `like`.
     """
+    if like is None:
+        return []
     if tree is None:
         return [None] * len(flatten(like)[0])
     expected, got = _children(like), _children(tree)
-    if expected is None and got is None:
+    if expected is None and (got is None or branches):
         return [tree]
     if expected is None:
         raise ValueError(f"expected an array; got a {type(tree).__name__}")
@@ -141,7 +145,8 @@ def matched(tree: Any, like: Any) -> list[Any]:
         raise ValueError(f"expected {len(expected)} children, as in {like!r}; got {found}")
     if _keys(tree) != _keys(like):
         raise ValueError(f"expected the keys {list(like)}; got {list(tree)}")
-    return [leaf for child, like_child in zip(got, expected, strict=True) for leaf in matched(child, like_child)]
+    pairs = zip(got, expected, strict=True)
+    return [leaf for child, like_child in pairs for leaf in matched(child, like_child, branches=branches)]
 
 
 def _keys(node: Any) -> set[Any] | None:

@@ -152,7 +152,8 @@ def made(entry: str, foreign: Foreign, method: str, **options: Any) -> Iterator[
             log.add(args)
             return foreign(np, *args)
 
-        yield Made(batchrules.host_call(on_host, foreign.promise, method=method, **options), log)
+        # The two extra elements of the value gate would be counted among the calls.
+        yield Made(batchrules.host_call(on_host, foreign.promise, method=method, **{"verify": False, **options}), log)
         return
     primitive = opaque(foreign, log)
     function = bound(foreign, primitive)

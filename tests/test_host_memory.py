@@ -53,7 +53,7 @@ def test_eager_calls_do_not_keep_their_arguments_or_results():
     assert [reference() for reference in given] == [None] * 10
 
 
-def test_eager_failures_do_not_keep_the_function():
+def test_eager_failures_do_not_keep_the_function_but_for_the_last():
     references = []
     for offset in range(5):
         add, reference = counted_closure(float(offset))
@@ -63,7 +63,9 @@ def test_eager_failures_do_not_keep_the_function():
         references.append(reference)
         del add, call, reference
     gc.collect()
-    assert [reference() is None for reference in references] == [True] * 5
+    # `last_error()` has the last exception, whose traceback holds the function.
+    assert [reference() is None for reference in references] == [True] * 4 + [False]
+    assert isinstance(batchrules.last_error(), batchrules.ResultError)
 
 
 def test_many_eager_calls_of_fresh_functions_compile_and_keep_nothing():

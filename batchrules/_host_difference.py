@@ -1,0 +1,161 @@
+"""Finite differences of a recorded batch: all perturbed points of all elements go out as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from batchrules import _batch
+from batchrules._batch import Axes, BatchAxis, OutAxis
+from batchrules._errors import NotDifferentiableError
+from batchrules._finite_difference import Difference, difference, perturbed, step_along
+from batchrules._host_body import Endpoints, GivenJacobian, GivenTangent, Primal
+from batchrules._host_context import FirstCall
+from batchrules._host_elements import Array
+from batchrules._host_runner import Runner
+from batchrules._host_site import HostSite
+from batchrules._sites import select
+
+
+class DifferenceRunner:
+    """Runs a tangent site, or the site of a Jacobian, by differences of its base.
+
+    Args:
+        site: The derived site.
+        base: The site that it was derived from.
+        axes: The recorded axes of the derived site.
+        how: The scheme, and the function that is differenced.
+        compiled: Whether a compiled program calls.
+    """
+
+    def __init__(self, site: HostSite, base: HostSite, axes: Axes, how: Difference, *, compiled: bool) -> None:
+        body = site.body
+        if not isinstance(body, GivenTangent | GivenJacobian) or not isinstance(base.body, Primal):
+            raise NotDifferentiableError(
+                f"{site.name}: finite differences serve a function's first derivative, and not the derivative of an "
+                "endpoint. Give second derivatives by endpoints of your own."
+            )
+        self._site = site
+        self._how = how
+        self._compiled = compiled
+        self._moving = [False] * site.masks + list(body.nonzero if isinstance(body, GivenTangent) else body.wanted)
+        self._outputs = body.outputs
+        self._base = _evaluated(base, base.body, how)
+        self._axes = tuple(replace(axis, in_batched=tuple(self._used(axis.in_batched))) for axis in axes)
+
+    def _used(self, operands: Sequence[Any]) -> list[Any]:
+        """The arguments and the tangents, without the outputs that stand between them if they are passed."""
+        return [*operands[: len(self._moving)], *operands[len(operands) - self._site.linear :]]
+
+    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
+        """The output tangents, with the axes that they keep in front."""
+        operands = self._used(arrays)
+        count = len(self._moving)
+        outputs = self._along(self._axes, operands[:count], operands[count:])
+        return tuple(self._kept(output, position) for position, output in enumerate(outputs))
+
+    def _kept(self, output: Array, position: int) -> Array:
+        along = tuple(p for p, axis in enumerate(self._axes) if axis.output(position) is not OutAxis.KEPT)
+        return output.sum(along).astype(output.dtype) if along else output
+
+    def blocks(self, *arrays: Array) -> tuple[Array, ...]:
+        """The blocks of the Jacobian: for each output in use, one for each argument in use."""
+        count = len(self._moving)
+        given = arrays[:count]
+        moved = [i for i, is_moving in enumerate(self._moving) if is_moving]
+        shapes = [_batch.element_shape(self._axes, i, given[i].shape) for i in moved]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        basis = [
+            _unit_rows(sum(sizes), sum(sizes[:k]), shape, given[i].dtype)
+            for k, (i, shape) in enumerate(zip(moved, shapes, strict=True))
+        ]
+        direction = BatchAxis(sum(sizes), (*[False] * count, *[True] * len(moved)))
+        axes = (direction, *(replace(a, in_batched=(*a.in_batched[:count], *[False] * len(moved))) for a in self._axes))
+        columns = self._along(axes, given, basis)
+        blocks = []
+        for output in columns:
+            start = 0
+            for shape, size in zip(shapes, sizes, strict=True):
+                block = np.moveaxis(output[start : start + size], 0, -1)
+                blocks.append(block.reshape(*block.shape[:-1], *shape))
+                start += size
+        return tuple(blocks)
+
+    def _along(self, axes: Axes, given: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        """The outputs' derivatives along the tangents, with all axes in front."""
+        count = len(given)
+        moved = [i for i, is_moving in enumerate(self._moving) if is_moving]
+        whole = {i: self._whole(axes, i, given[i]) for i in moved}
+        vectors = {i: self._whole(axes, count + k, tangents[k]) for k, i in enumerate(moved)}
+        step = step_along(self._how, [(whole[i], vectors[i]) for i in moved], len(axes))
+        step = np.broadcast_to(step, _batch.sizes(axes))
+        points = {i: self._points(whole[i], vectors[i], step) for i in moved}
+        values = self._values(axes, given, points)
+        if self._how.scheme == "forward":
+            values = [*values, self._values_here(axes, given)]
+        by_output = [[value[j] for value in values] for j in range(len(self._outputs))]
+        return [difference(self._how.scheme, points_of, step) for points_of in select(by_output, self._outputs)]
+
+    def _whole(self, axes: Axes, operand: int, array: Array) -> Array:
+        """An operand with every axis present."""
+        aligned = array.reshape(_batch.aligned_shape(axes, operand, array.shape))
+        element = _batch.element_shape(axes, operand, array.shape)
+        return np.broadcast_to(aligned, (*_batch.sizes(axes), *element))
+
+    def _points(self, x: Array, t: Array, step: Array) -> Array:
+        aligned = step.reshape(step.shape + (1,) * (x.ndim - step.ndim))
+        signs = {"central": (1, -1), "forward": (1,), "complex_step": (1j,)}[self._how.scheme]
+        points = np.stack([perturbed(x, t, sign * aligned) for sign in signs])
+        points.flags.writeable = False
+        return points
+
+    def _values(self, axes: Axes, given: Sequence[Array], points: dict[int, Array]) -> list[list[Array]]:
+        """The function at the perturbed points: for each sign, its outputs with all axes in front."""
+        signs = len(next(iter(points.values())))
+        moved = tuple(i in points for i in range(len(given)))
+        outer = BatchAxis(signs, moved)
+        inner = (
+            replace(axis, in_batched=tuple(m or b for m, b in zip(moved, axis.in_batched, strict=False)), outputs=None)
+            for axis in axes
+        )
+        arrays = [points.get(i, array) for i, array in enumerate(given)]
+        outputs = self._run((outer, *inner), arrays)
+        return [[output[k] for output in outputs] for k in range(signs)]
+
+    def _values_here(self, axes: Axes, given: Sequence[Array]) -> list[Array]:
+        """The function at the elements themselves, once for each and not for each direction."""
+        count = len(given)
+        here = [any(axis.in_batched[:count]) for axis in axes]
+        own = tuple(replace(a, in_batched=a.in_batched[:count], outputs=None) for a in select(axes, here))
+        outputs = self._run(own, given)
+        lead = tuple(axis.size if is_here else 1 for axis, is_here in zip(axes, here, strict=True))
+        return [
+            np.broadcast_to(x.reshape(*lead, *x.shape[len(own) :]), (*_batch.sizes(axes), *x.shape[len(own) :]))
+            for x in outputs
+        ]
+
+    def _run(self, axes: Axes, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        return Runner(self._base, axes, [array.shape for array in arrays], compiled=self._compiled)(*arrays)
+
+
+def _evaluated(base: HostSite, primal: Primal, how: Difference) -> HostSite:
+    """The site of the function that is differenced."""
+    body = replace(primal, endpoints=Endpoints())
+    if how.function is not primal.function:
+        first_call = FirstCall(how.function, primal.name, allow_jax=base.conduct.allow_jax)
+        body = replace(body, function=how.function, first_call=first_call)
+    results = base.results
+    if how.scheme == "complex_step":
+        results = tuple(replace(result, dtype=np.result_type(result.dtype, np.complex64)) for result in results)
+    return replace(base, body=body, name=f"{base.name} (finite difference)", results=results)
+
+
+def _unit_rows(rows: int, start: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """One row for each direction; those from `start` on are the unit vectors of an argument of that shape."""
+    size = int(np.prod(shape))
+    units = np.zeros((rows, size), dtype)
+    units[start + np.arange(size), np.arange(size)] = 1
+    return units.reshape(rows, *shape)

@@ -1,0 +1,88 @@
+"""One run of a recorded batch: the arrays, the elements that are called, the outputs, and what failed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchrules._errors import FailedElementsWarning
+from batchrules._failures import OWN_ERRORS
+from batchrules._host_elements import Array, Chosen, Outputs
+from batchrules._host_frame import Frame, Shapes
+
+_SHOWN = 8
+
+
+@dataclass(eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        frame: What stays the same from run to run.
+        given: The arguments, with their mapped axes in front.
+        chosen: The flat numbers of the elements that are called; None for all.
+        outputs: The outputs so far.
+    """
+
+    frame: Frame
+    given: Sequence[Array]
+    chosen: Chosen
+    outputs: Outputs
+    _failed: list[int] = field(default_factory=list)
+    _first: BaseException | None = None
+
+    @property
+    def count(self) -> int:
+        """How many elements are called."""
+        return self.frame.elements.count if self.chosen is None else len(self.chosen)
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The flat numbers of the elements that are called."""
+        return range(self.frame.elements.count) if self.chosen is None else self.chosen.tolist()
+
+    @property
+    def keeps_going(self) -> bool:
+        """Whether a failure leaves the other elements be."""
+        return self.frame.site.conduct.on_error == "nan"
+
+    def store(self, number: int, values: Sequence[object]) -> None:
+        """Take the results of one element."""
+        for output, value in enumerate(values):
+            if value is not None:
+                self.outputs.store(number, output, self.frame.result(output, value, number))
+
+    def failed(self, number: int, error: BaseException) -> None:
+        """Raise the failure of an element, or make it NaN."""
+        if not self._may_be_nan(error):
+            self.frame.fail(error, number)
+        self._keep([number], error)
+
+    def failed_many(self, numbers: Sequence[int], error: BaseException, shapes: Shapes) -> None:
+        """Raise the failure of a call for several elements, or make them NaN."""
+        if not self._may_be_nan(error):
+            self.frame.fail_many(error, (numbers[0], numbers[-1]), shapes)
+        self._keep(numbers, error)
+
+    def _may_be_nan(self, error: BaseException) -> bool:
+        # A broken promise concerns all elements, and what is no Exception was not meant for us.
+        return self.keeps_going and isinstance(error, Exception) and not isinstance(error, OWN_ERRORS)
+
+    def _keep(self, numbers: Sequence[int], error: BaseException) -> None:
+        self.outputs.fail(np.asarray(numbers))
+        self._failed.extend(numbers)
+        self._first = self._first or error
+
+    def warn(self) -> None:
+        """Warn once if elements failed."""
+        if self._first is None:
+            return
+        places = [str(self.frame.elements.place(number)) for number in sorted(self._failed)]
+        listed = ", ".join(places[:_SHOWN]) + (", ..." if len(places) > _SHOWN else "")
+        which = f"{len(places)} of {self.count} elements failed: {listed}" if self.frame.axes else "the call failed"
+        first = f"{type(self._first).__name__}: {self._first}"
+        text = f"{self.frame.site.name}: {which}. They are NaN now (on_error='nan'). The first failure: {first}"
+        warnings.warn(text, FailedElementsWarning, stacklevel=2)

@@ -1,0 +1,75 @@
+"""A host call site, and how its calls are to be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from batchrules._dispatch import Dispatch
+from batchrules._errors import MissingEndpointError
+from batchrules._host_body import HostBody, Primal
+from batchrules._host_trust import Trust
+from batchrules._sites import Site
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How the calls of a host function are made, and what happens when one fails.
+
+    Attributes:
+        dispatch: In order, or by an executor.
+        verify: The relative tolerance that vectorised calls are checked with; True for the default, False for none.
+        on_error: `"raise"`, or `"nan"`.
+        skip_zero: Whether a sequential derivative makes no call for (co)tangents that are all zero.
+        allow_jax: Whether the function may use JAX.
+    """
+
+    dispatch: Dispatch
+    verify: float | bool
+    on_error: str
+    skip_zero: bool
+    allow_jax: bool
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HostSite(Site):
+    """A call site of a host function."""
+
+    body: HostBody
+    conduct: Conduct
+    trust: Trust = field(compare=False, repr=False)
+
+    def check_differentiable(self) -> None:
+        """Raise if the user gave no derivatives. Which one is missing is known later: JAX makes a jvp to get a vjp."""
+        if isinstance(self.body, Primal) and not self.body.endpoints.given:
+            raise MissingEndpointError(
+                f"{self.name} cannot be differentiated: JAX cannot see inside a host function. Give it derivatives: "
+                "jvp=, vjp= or jacobian=, or **batchrules.finite_difference(fn) for all; or differentiate with respect "
+                "to other arguments (argnums), or keep its arguments constant with jax.lax.stop_gradient."
+            )
+
+    def shown(self, outputs: Sequence[Any]) -> list[Any]:
+        """Constants: an endpoint that is given the outputs says what its whole derivative is."""
+        return [jax.lax.stop_gradient(output) for output in outputs]
+
+    @property
+    def simple(self) -> bool:
+        """Whether the function takes the leaves, one after another, and gives one array."""
+        body = self.body
+        if not isinstance(body, Primal) or self.masks:
+            return False
+        args, kwargs = body.structure.assemble(range(len(self.paths)))
+        in_order = list(args) == list(range(len(self.paths)))
+        return in_order and not kwargs and len(self.results) == 1 and self.results[0].path == ""
+
+    def bare(self) -> Callable[..., Any] | None:
+        """The user's function of a simple site, once its first call has passed."""
+        return self.body.first_call.unguarded() if isinstance(self.body, Primal) and self.simple else None
+
+    @property
+    def promise(self) -> str:
+        """Who says what a result must be, for messages."""
+        return "result_shape promises" if isinstance(self.body, Primal) else "what it belongs to has"

@@ -1,0 +1,124 @@
+"""Run a batch in calls that are given many elements at once, and check that they treat them one by one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batchrules import _host_results, _host_verify
+from batchrules._dispatch import Job
+from batchrules._errors import BatchContractError, BatchContractWarning
+from batchrules._host_context import HostTask
+from batchrules._host_elements import Array
+from batchrules._host_results import BatchGiven
+from batchrules._host_run import Run
+from batchrules._host_verify import Batch
+from batchrules._methods import Lead
+
+
+def run(this: Run) -> bool:
+    """Run the batch; False if `auto` chose a method that the function turns out not to follow."""
+    try:
+        _Chunks(this).run()
+    except BatchContractError as error:
+        site = this.frame.site
+        if site.request.method != "auto":
+            this.frame.surface(error)
+        if site.trust.distrust(site):
+            text = f"{error} As method='auto' was asked for, it is called one element at a time from now on."
+            warnings.warn(text, BatchContractWarning, stacklevel=2)
+        return False
+    return True
+
+
+class _Chunks:
+    """The calls of a batch, each for so many elements."""
+
+    def __init__(self, this: Run) -> None:
+        self._this = this
+        self._site = this.frame.site
+        self._leads = this.frame.choice.leads
+        self._size = min(self._site.batch_size or this.count, this.count)
+        self._starts = range(0, this.count, self._size)
+        led = this.frame.elements.led
+        pairs = enumerate(zip(this.given, self._leads, strict=True))
+        self._led = [led(i, array, lead, this.chosen) for i, (array, lead) in pairs]
+
+    def run(self) -> None:
+        """Make the calls."""
+        payloads = (self._arrays(index) for index in range(len(self._starts)))
+        call = HostTask(self._site.body)
+        keep_going = self._this.keeps_going
+        job = Job(call, payloads, len(self._starts), self._settle, self._failed, keep_going=keep_going)
+        if self._site.conduct.allow_jax:
+            _in_this_thread(self._site.body, job)
+        else:
+            self._site.conduct.dispatch.run(job)
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        return self._starts[index], min(self._starts[index] + self._size, self._this.count)
+
+    def _arrays(self, index: int) -> list[Array]:
+        start, stop = self._bounds(index)
+        if stop - start == self._this.count:
+            return self._led
+        return [x[start:stop] if lead is Lead.BATCH else x for x, lead in zip(self._led, self._leads, strict=True)]
+
+    def _settle(self, index: int, values: Sequence[Any]) -> None:
+        start, stop = self._bounds(index)
+        arrays = self._arrays(index)
+        results = self._checked(values, arrays, stop - start)
+        numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
+        for output, value in enumerate(results):
+            self._this.outputs.store_many(numbers, output, value)
+        if index == 0:
+            method = self._this.frame.choice.method
+            self._verify(Batch(method, stop - start, arrays, self._leads, results))
+
+    def _failed(self, index: int, error: BaseException) -> None:
+        start, stop = self._bounds(index)
+        shapes = [array.shape for array in self._arrays(index)]
+        self._this.failed_many(self._this.numbers[start:stop], error, shapes)
+
+    def _checked(self, values: Sequence[Any], arrays: Sequence[Array], size: int) -> list[Array]:
+        """The outputs of a call; every one leads with the size of the batch."""
+        given = BatchGiven(self._this.frame.choice.method, size, tuple(array.shape for array in arrays))
+        outputs = []
+        for output, value in enumerate(values):
+            promised = self._site.results[output]
+            array = np.zeros((1, *promised.shape), promised.dtype)
+            if value is not None:
+                array = _host_results.as_array(self._site, output, value, f" with a batch of {size} elements")
+                _host_results.check_batch(self._site, output, array, given)
+            outputs.append(np.broadcast_to(array, (size, *promised.shape)))
+        return outputs
+
+    def _verify(self, batch: Batch) -> None:
+        site = self._site
+        if site.conduct.verify is False or batch.size < 2:
+            return
+        dtypes = tuple(array.dtype.str for array in batch.arrays)
+        key = site, tuple(self._this.frame.element_shapes), dtypes
+        if not site.trust.must_check(key):
+            return
+        try:
+            error = _host_verify.disagreement(site, batch)
+        except LookupError:
+            return
+        if error is not None:
+            raise error
+        site.trust.passed(key)
+
+
+def _in_this_thread(body: Any, job: Job) -> None:
+    """Make the calls of a function that may use JAX, with nothing around them."""
+    for index, payload in enumerate(job.payloads):
+        try:
+            values = body(payload)
+        except Exception as error:  # noqa: BLE001  # kept, or raised with its place
+            job.failed(index, error)
+        else:
+            job.settle(index, values)
