@@ -45,7 +45,7 @@ def tangent_site(site: S, nonzero: Mask, outputs: Mask) -> S:
     )
     return replace(
         site,
-        body=site.body.tangent(nonzero[site.masks :], outputs),
+        body=site.tangent_body(nonzero[site.masks :], outputs),
         name=f"{site.name} (jvp)",
         paths=(*site.paths, *_passed_paths(site), *(f"tangent of {site.paths[i]}" for i in moving)),
         results=tuple(_derived(result, "tangent") for result in select(site.results, outputs)),
@@ -71,7 +71,7 @@ def cotangent_site(site: S, wanted: Mask, seen: Mask, results: Sequence[Result])
     )
     return replace(
         site,
-        body=site.body.cotangent(wanted[site.masks :], seen),
+        body=site.cotangent_body(wanted[site.masks :], seen),
         name=f"{site.name} (vjp)",
         paths=(
             *site.paths,

@@ -49,14 +49,7 @@ def _by_jacobian(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence[A
     primal_axes = _jacobian.primal_axes(site, local)
     blocks = [_rules.with_all_axes(b, primal_axes) for b in _run(of, primal_axes, operands[:fixed], of.batch_size)]
     outputs = _jacobian.contracted(jnp, site, local, blocks, operands[fixed:])
-    return [_over_devices(output, axes, position) for position, output in enumerate(outputs)]
-
-
-def _over_devices(array: Any, axes: Axes, output: int) -> Any:
-    """The sum over the devices that have parts of an axis that the output is summed over."""
-    summed = [axis.mesh_axis for axis in axes if axis.output(output) is OutAxis.SUMMED]
-    names = tuple(name for mesh_axis in summed for name in _placement.mesh_names(mesh_axis))
-    return lax.psum(array, names) if names else array
+    return [_placement.summed_over_devices(output, axes, position) for position, output in enumerate(outputs)]
 
 
 def _run(site: DeviceSite, axes: Axes, operands: Sequence[Any], batch_size: int | None) -> list[_rules.Output]:
@@ -73,9 +66,7 @@ def _reduced(array: Any, axes: Axes, output: int) -> Any:
             array = lax.index_in_dim(array, 0, position, keepdims=False)
         elif axis.output(output) is OutAxis.SUMMED:
             array = jnp.sum(array, position, dtype=array.dtype)
-            names = _placement.mesh_names(axis.mesh_axis)
-            array = lax.psum(array, names) if names else array
-    return array
+    return _placement.summed_over_devices(array, axes, output)
 
 
 def _record_axis(

@@ -12,9 +12,10 @@ from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis, OutAxis
 from batchrules._errors import NotDifferentiableError
 from batchrules._finite_difference import Difference, difference, perturbed, step_along
-from batchrules._host_body import Endpoints, GivenJacobian, GivenTangent, Primal
+from batchrules._host_body import Endpoints, Primal
 from batchrules._host_context import FirstCall
 from batchrules._host_elements import Array
+from batchrules._host_endpoints import GivenJacobian, GivenTangent
 from batchrules._host_runner import Runner
 from batchrules._host_site import HostSite
 from batchrules._sites import select

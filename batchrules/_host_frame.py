@@ -10,6 +10,7 @@ import numpy as np
 
 from batchrules import _batch, _failures, _host_results
 from batchrules._batch import Axes
+from batchrules._errors import DispatchError
 from batchrules._host_elements import Array, Elements
 from batchrules._host_site import HostSite
 
@@ -67,9 +68,16 @@ class Frame:
 
     def _raise(self, error: BaseException, place: str, shapes: Shapes) -> NoReturn:
         site = self.site
-        clearer = _host_results.read_only_error(site.name, error)
+        clearer = _clearer(site.name, error)
         if clearer is not None:
             clearer.__cause__ = error
             error = clearer
         text = _failures.story(site.name, place, _host_results.described(site, shapes), error)
         _failures.surface(error, text, compiled=self._compiled)
+
+
+def _clearer(name: str, error: BaseException) -> Exception | None:
+    """A clearer error in place of one, if there is any."""
+    if isinstance(error, DispatchError):
+        return DispatchError(f"{name}: {error}")
+    return _host_results.read_only_error(name, error)

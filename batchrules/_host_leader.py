@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import mlir
 
-from batchrules import _batch, _callbacks
+from batchrules import _batch, _callbacks, _placement
 from batchrules._batch import Axes
 from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
@@ -70,10 +70,12 @@ class Team:
     """The devices of one `shard_map`, by mesh axis.
 
     Attributes:
+        mesh: The mesh.
         sharing: The axes along which devices hold the same data: one of them calls.
         everyone: All axes that the devices span: a failure is told along all of them.
     """
 
+    mesh: Any
     sharing: tuple[Any, ...]
     everyone: tuple[Any, ...]
 
@@ -83,8 +85,9 @@ def call(site: HostSite, axes: Axes, team: Team, rank: jax.Array, *operands: Any
 
     `rank` holds this device's number among those that share its data; number 0 calls.
     """
-    attempts = Attempts(site, axes, [operand.shape for operand in operands])
-    nothing = [*(jnp.zeros(*_output(site, axes, i)) for i in range(len(site.results))), jnp.int32(0)]
+    local = _placement.local_axes(axes, team.mesh)
+    attempts = Attempts(site, local, [operand.shape for operand in operands])
+    nothing = [*(jnp.zeros(*_output(site, local, i)) for i in range(len(site.results))), jnp.int32(0)]
 
     def attempt(*arrays: Any) -> list[Any]:
         return attempt_p.bind(*arrays, *nothing, attempts=attempts)
@@ -95,7 +98,8 @@ def call(site: HostSite, axes: Axes, team: Team, rank: jax.Array, *operands: Any
 
     *outputs, ticket = jax.lax.cond(rank[0] == 0, attempt, wait, *operands) if team.sharing else attempt(*operands)
     _raise_everywhere(attempts, jax.lax.pmax(ticket, team.everyone))
-    return [_shared(output, team.sharing) for output in outputs]
+    shared = [_shared(output, team.sharing) for output in outputs]
+    return [_placement.summed_over_devices(output, axes, i) for i, output in enumerate(shared)]
 
 
 def _raise_everywhere(attempts: Attempts, ticket: jax.Array) -> None:

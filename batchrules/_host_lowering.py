@@ -75,9 +75,9 @@ def _mesh_in_use(avals: Sequence[Any], otherwise: AbstractMesh) -> AbstractMesh:
 def _run_over(span: Span, site: HostSite, axes: Axes, *operands: Any) -> Sequence[Any]:
     """Each shard along a recorded mesh axis calls for itself, and of the devices that share a shard only one."""
     recorded = {name for axis in axes for name in _placement.mesh_names(axis.mesh_axis)}
-    team = _host_leader.Team(tuple(name for name in span.free if name not in recorded), span.free)
+    team = _host_leader.Team(span.mesh, tuple(name for name in span.free if name not in recorded), span.free)
     return jax.shard_map(
-        partial(_host_leader.call, site, _placement.local_axes(axes, span.mesh), team),
+        partial(_host_leader.call, site, axes, team),
         mesh=span.mesh,
         in_specs=(
             PartitionSpec(team.sharing),

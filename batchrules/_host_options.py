@@ -43,7 +43,7 @@ def conduct_of(dispatch: Dispatch, verify: Any, on_error: Any, flags: dict[str, 
     if flags["allow_jax"] and dispatch.executor is not None:
         raise ValueError(
             f"{where}: allow_jax=True and executor={dispatch.executor!r} exclude each other. A function that uses "
-            "JAX is called in order, in the thread that JAX waits for: in other threads it could deadlock. Leave one out."
+            "JAX is called in order, in the thread that JAX waits for: in others it could deadlock. Leave one out."
         )
     return Conduct(dispatch, verify, on_error, **flags)
 

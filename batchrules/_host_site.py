@@ -11,8 +11,9 @@ import jax
 from batchrules._dispatch import Dispatch
 from batchrules._errors import MissingEndpointError
 from batchrules._host_body import HostBody, Primal
+from batchrules._host_endpoints import GivenCotangent, GivenJacobian, GivenTangent
 from batchrules._host_trust import Trust
-from batchrules._sites import Site
+from batchrules._sites import Mask, Site
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class HostSite(Site):
     body: HostBody
     conduct: Conduct
     trust: Trust = field(compare=False, repr=False)
+
+    def tangent_body(self, nonzero: Mask, outputs: Mask) -> GivenTangent:
+        """What gives the tangents of these outputs, from the tangents of these operands."""
+        return GivenTangent(self.body, nonzero, outputs)
+
+    def cotangent_body(self, wanted: Mask, seen: Mask) -> GivenCotangent:
+        """What gives the cotangents of these operands, from the cotangents of these outputs."""
+        return GivenCotangent(self.body, wanted, seen)
+
+    def jacobian_body(self, wanted: Mask, outputs: Mask) -> GivenJacobian:
+        """What gives the Jacobian of these outputs in these operands."""
+        return GivenJacobian(self.body, wanted, outputs)
 
     def check_differentiable(self) -> None:
         """Raise if the user gave no derivatives. Which one is missing is known later: JAX makes a jvp to get a vjp."""

@@ -62,7 +62,7 @@ def jacobian_site(site: S, axes: Axes, operands: Sequence[Any]) -> S:
     )
     return replace(
         base,
-        body=base.body.jacobian(origin.primals[base.masks :], origin.outputs),
+        body=base.jacobian_body(origin.primals[base.masks :], origin.outputs),
         name=f"{base.name} (jacobian)",
         paths=site.paths[: len(site.paths) - site.linear],
         results=tuple(_block(output, argument) for output in outputs for argument in inputs),

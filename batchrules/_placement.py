@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from batchrules import _batch, _jax_versions
-from batchrules._batch import Axes
+from batchrules._batch import Axes, OutAxis
 
 
 def as_operand(leaf: Any) -> Any:
@@ -82,6 +82,13 @@ def mesh_names(mesh_axis: Any) -> tuple[Any, ...]:
     if mesh_axis is None:
         return ()
     return tuple(mesh_axis) if isinstance(mesh_axis, tuple | list) else (mesh_axis,)
+
+
+def summed_over_devices(array: Any, axes: Axes, output: int) -> Any:
+    """The sum over the devices, each of which has a part of an axis that an output is summed over."""
+    summed = [axis.mesh_axis for axis in axes if axis.output(output) is OutAxis.SUMMED]
+    names = tuple(name for mesh_axis in summed for name in mesh_names(mesh_axis))
+    return jax.lax.psum(array, names) if names else array
 
 
 def like(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from batchrules._errors import MissingEndpointError
 from batchrules._methods import MethodRequest
 from batchrules._recording import Result
 
 Mask = tuple[bool, ...]
-
-
-class Body(Protocol):
-    """What a site runs on flat arrays, as far as its derivatives need to know it."""
-
-    @property
-    def passes_outputs(self) -> bool:
-        """Whether its derivatives are given its own outputs."""
-        ...
-
-    def tangent(self, nonzero: Mask, outputs: Mask) -> Body:
-        """What gives the tangents of these outputs, from the tangents of these operands."""
-        ...
-
-    def cotangent(self, wanted: Mask, seen: Mask) -> Body:
-        """What gives the cotangents of these operands, from the cotangents of these outputs."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,18 @@ class Site:
     def passed(self) -> int:
         """How many outputs of its own a site derived from this one is given."""
         return len(self.results) if self.body.passes_outputs else 0
+
+    def tangent_body(self, nonzero: Mask, outputs: Mask) -> Any:
+        """What gives the tangents of these outputs, from the tangents of these operands."""
+        return self.body.tangent(nonzero, outputs)
+
+    def cotangent_body(self, wanted: Mask, seen: Mask) -> Any:
+        """What gives the cotangents of these operands, from the cotangents of these outputs."""
+        return self.body.cotangent(wanted, seen)
+
+    def jacobian_body(self, wanted: Mask, outputs: Mask) -> Any:
+        """What gives the Jacobian of these outputs in these operands."""
+        return self.body.jacobian(wanted, outputs)
 
     def check_differentiable(self) -> None:
         """Raise if nothing can be known of the derivatives of this site."""
