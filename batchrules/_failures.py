@@ -18,6 +18,7 @@ from batchrules._errors import (
 )
 
 _KEPT = 32
+_MARK = ", with arguments "
 
 # These name the function and what to do already.
 OWN_ERRORS = (
@@ -40,9 +41,10 @@ class Watch:
         """Note a failure."""
         self._seen.append((text, error))
 
-    def behind(self, text: str) -> BaseException | None:
-        """The newest failure whose text is part of an error's text."""
-        return next((error for own, error in reversed(self._seen) if own in text), None)
+    def behind(self, text: str) -> tuple[str, BaseException] | None:
+        """The failure that an error's text tells of: the newest of those that explain most of it."""
+        told = [seen for seen in reversed(self._seen) if seen[0] in text]
+        return max(told, key=lambda seen: len(seen[0]), default=None)
 
 
 class _Failures:
@@ -82,28 +84,46 @@ def surface(error: BaseException, text: str, *, compiled: bool) -> NoReturn:
         text: The whole story; see `story`.
         compiled: Whether a compiled program made the call, of whose error JAX keeps nothing but the text.
     """
+    if isinstance(error, ForeignCallError):
+        raise error
     if isinstance(error, OWN_ERRORS):
-        _failures.add(str(error), error)
+        text = _printable(message_of(error))
+        _failures.add(text, error)
+        if compiled and text != str(error):
+            raise ForeignCallError(text) from error
         raise error
     _failures.add(text, error)
     if compiled:
-        raise ForeignCallError(text) from error
-    if text not in getattr(error, "__notes__", ()):
-        error.add_note(text)
+        # With the traceback, JAX's text shows the line of the user's function too.
+        raise ForeignCallError(text).with_traceback(error.__traceback__) from error
+    _note(error, text)
     raise error
 
 
 def story(name: str, place: str, arguments: str, error: BaseException) -> str:
     """One line that says which call failed, where in the batch, on what, and why."""
-    message = f"{type(error).__name__}: {_message(error)}".removesuffix(": ")
-    return f"{name} failed{place}, with arguments {arguments}: {message}"
+    # What a host call inside this one said of it; the same exception may have been raised here before.
+    inner = [note for note in getattr(error, "__notes__", ()) if _MARK in note and not note.startswith(name)]
+    reason = inner[-1] if inner else f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    return _printable(f"{name} failed{place}{_MARK}{arguments}: {reason}")
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """An exception's text."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001  # __str__ is the user's code, and its failure must not hide the first one
         return "(its __str__ failed)"
+
+
+def _printable(text: str) -> str:
+    # XLA ends a text at NUL, and crashes on what is no UTF-8, such as a file name with a stray byte.
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _note(error: BaseException, text: str) -> None:
+    if text not in getattr(error, "__notes__", ()):
+        error.add_note(text)
 
 
 def last_error() -> BaseException | None:
@@ -154,7 +174,10 @@ def original_errors() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            original = watch.behind(str(error))
-            if original is None or original is error:
+            found = watch.behind(str(error))
+            if found is None or found[1] is error:
                 raise
-            raise original from error
+            text, original = found
+            if not isinstance(original, OWN_ERRORS):
+                _note(original, text)
+            raise original from (original.__cause__ or error)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from batchrules import _trees
+from batchrules._errors import NotDifferentiableError
+from batchrules._sites import select
 
 Array = np.ndarray[Any, Any]
 
@@ -50,18 +52,27 @@ class DirectionalDifference(Difference):
         keywords.pop("outputs", None)
         leaves = [np.asarray(leaf) for leaf in _trees.flatten(args)[0]]
         given = _trees.matched(tangents, args)
-        return self.along(args, [(leaf, tangent) for leaf, tangent in zip(leaves, given, strict=True)], keywords)
+        moves = [(x, None if t is None else np.asarray(t, x.dtype)) for x, t in zip(leaves, given, strict=True)]
+        return self.along(args, moves, keywords)
 
     def along(self, args: Any, moves: Sequence[tuple[Array, Any]], keywords: dict[str, Any]) -> Any:
         """The difference of the function along one direction."""
         tree = _trees.flatten(args)[1]
-        step = step_along(self, [move for move in moves if move[1] is not None])
+        moving = [move for move in moves if move[1] is not None]
+        if self.scheme == "complex_step":
+            check_real(self, [x for x, _ in moving], "arguments", "finite_difference")
+        step = step_along(self, moving)
         signs = {"central": (1, -1), "forward": (1, 0), "complex_step": (1j,)}[self.scheme]
         results = []
         for sign in signs:
             moved = [x if t is None else perturbed(x, t, sign * step) for x, t in moves]
             results.append(self.function(*_trees.unflatten(tree, moved), **keywords))
         leaves = [[np.asarray(leaf) for leaf in _trees.flatten(result)[0]] for result in results]
+        if self.scheme == "complex_step" and moving and not all(map(np.iscomplexobj, leaves[0])):
+            raise NotDifferentiableError(
+                "finite_difference: 'complex_step' calls the function with complex numbers, and it returned real "
+                "ones: it lost the derivative. Use scheme='central', or make the function keep the imaginary part."
+            )
         outputs = [difference(self.scheme, values, np.asarray(step)) for values in zip(*leaves, strict=True)]
         return _trees.unflatten(_trees.flatten(results[0])[1], outputs)
 
@@ -74,9 +85,15 @@ class ColumnDifference(Difference):
         """The blocks of one element."""
         keywords.pop("outputs", None)
         leaves, tree = _trees.flatten(args)
-        wanted = _trees.matched(needed, args)
-        blocks = [self._block(args, i, keywords) if flag else None for i, flag in enumerate(wanted)]
-        del leaves
+        flags = _trees.matched(needed, args)
+        wanted = [
+            bool(flag) and jnp.issubdtype(np.asarray(x).dtype, np.inexact)
+            for x, flag in zip(leaves, flags, strict=True)
+        ]
+        check_real(self, select([np.asarray(x) for x in leaves], wanted), "arguments", "finite_difference")
+        if not any(wanted):
+            return None
+        blocks = [self._block(args, i, keywords) if is_wanted else None for i, is_wanted in enumerate(wanted)]
         structure = next(block for block in blocks if block is not None)[1]
         rows = [
             _trees.unflatten(tree, [None if block is None else block[0][j] for block in blocks])
@@ -94,7 +111,7 @@ class ColumnDifference(Difference):
             columns.append(outputs)
         shape = leaves[argument].shape
         stacked = [np.stack(parts, axis=-1) for parts in zip(*columns, strict=True)]
-        return [x.reshape(*x.shape[:-1], *shape) for x in stacked], structure
+        return [x.reshape((*x.shape[:-1], *shape)) for x in stacked], structure
 
 
 @dataclass(frozen=True)
@@ -126,12 +143,15 @@ def finite_difference(fn: Callable[..., Any], scheme: str = "central", step: flo
     the arguments, and is therefore for few arguments.
 
     The truncation error falls with the step and the rounding error grows with it; the default balances them. For an
-    argument `x` and a tangent `t` the step is `h = r * max(1, max|x|) / max|t|`, where `r` is
+    argument `x` and a tangent `t` the step is `h = r * max(1, max|x|) / max|t|`, the maxima over where `t` is not zero,
+    and `r` is
 
     * `eps**(1/3)` for `"central"`, `(f(x + h t) - f(x - h t)) / 2h`: an error of about `eps**(2/3)`;
     * `eps**(1/2)` for `"forward"`, `(f(x + h t) - f(x)) / h`: an error of about `eps**(1/2)`, at half the price;
     * `1e-20` for `"complex_step"`, `imag(f(x + i h t)) / h`: no rounding error at all, for functions that are analytic
-      and take complex numbers.
+      and take complex numbers, in real arguments and with real results.
+
+    Complex arguments are served in forward mode only.
 
     Sources: J. Nocedal and S. Wright, Numerical Optimization, 2nd ed., section 8.1 (the first two); W. Squire and
     G. Trapp, Using complex variables to estimate derivatives of real functions, SIAM Review 40 (1998) 110-112.
@@ -160,6 +180,7 @@ def finite_difference(fn: Callable[..., Any], scheme: str = "central", step: flo
         raise TypeError(f"finite_difference: fn must be a function; got {fn!r} of type {type(fn).__name__}.")
     if scheme not in SCHEMES:
         raise ValueError(f"finite_difference: scheme must be one of {', '.join(map(repr, SCHEMES))}; got {scheme!r}.")
+    step = step.item() if isinstance(step, np.generic) else step
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | float)):
         raise TypeError(f"finite_difference: step must be a number or None; got {step!r}.")
     if step is not None and not 0 < step < float("inf"):
@@ -169,15 +190,31 @@ def finite_difference(fn: Callable[..., Any], scheme: str = "central", step: flo
 
 
 def step_along(how: Difference, moves: Sequence[tuple[Array, Array]], lead: int = 0) -> Array:
-    """The step along one direction, for each of the elements that so many leading axes count."""
-    largest, longest, relative = 1.0, 0.0, 0.0
+    """The step along one direction, for each of the elements that so many leading axes count.
+
+    Only what moves in this direction counts: an argument beside it may be of another size.
+    """
+    size, length, relative = (np.asarray(start, np.float64) for start in (1.0, 0.0, 0.0))
     for x, t in moves:
-        axes = tuple(range(lead, x.ndim))
-        largest = np.maximum(largest, np.abs(x).max(axis=axes, initial=0.0).astype(np.float64))
-        longest = np.maximum(longest, np.abs(t).max(axis=tuple(range(lead, t.ndim)), initial=0.0).astype(np.float64))
-        relative = max(relative, how.relative_step(x.dtype))
-    # A direction of zeros has the derivative zero, with any step.
-    return relative * np.asarray(largest) / np.where(np.asarray(longest) > 0, longest, 1.0)
+        element = tuple(range(lead, x.ndim))
+        tangent = np.abs(t).astype(np.float64)
+        moving = np.where(tangent > 0, np.abs(x).astype(np.float64), 0.0)
+        own = tangent.max(axis=element, initial=0.0)
+        size = np.maximum(size, moving.max(axis=element, initial=0.0))
+        length = np.maximum(length, own)
+        relative = np.maximum(relative, np.where(own > 0, how.relative_step(x.dtype), 0.0))
+    step = relative * size / np.where(length > 0, length, 1.0)
+    # A direction of zeros has the derivative zero, with any step; so has an element that `where` masks, even at NaN.
+    return np.where((length > 0) & np.isfinite(step), step, 1.0)
+
+
+def check_real(how: Difference, arrays: Sequence[Any], what: str, where: str) -> None:
+    """Raise for complex numbers where a scheme or a mode takes real ones only."""
+    if any(jnp.issubdtype(array.dtype, np.complexfloating) for array in arrays):
+        raise NotDifferentiableError(
+            f"{where}: finite differences by {how.scheme!r} take real {what} here, and one is complex. Forward mode "
+            "with scheme='central' or 'forward' takes complex numbers; or give endpoints of your own."
+        )
 
 
 def perturbed(x: Array, t: Array, step: Any) -> Array:

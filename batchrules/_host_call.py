@@ -86,13 +86,15 @@ class HostCall:
         call = self._parameters.divide(args, kwargs)
         name = self._options.name
         if inside_numpy_only() and not any(isinstance(leaf, jax.Array) for leaf in [mask, *call.leaves]):
-            results = self._run_without_jax(call) if _host_where.as_bool(mask, name) else None
-            return _host_where.without_jax(results, self._site(call, _numpy(call)), otherwise)
+            site = self._site(call, _numpy(call))
+            others = _host_where.checked_otherwise(otherwise, site)
+            wanted = _host_where.as_bool(mask, name)
+            return self._run_without_jax(call) if wanted else _host_where.in_numpy(others, site)
         flag = _host_where.checked_mask(mask, name)
         operands = _placement.aligned([flag, *_operands.as_operands(call, name)])
         site = _host_where.masked(self._site(call, operands[1:]))
+        others = _host_where.in_jax(_host_where.checked_otherwise(otherwise, site), site)
         outputs = host_call_p.bind(*operands, site=site, axes=())
-        others = _host_where.checked_otherwise(otherwise, site)
         pairs = zip(outputs, _placement.like(others, outputs), strict=True)
         chosen = [jax.lax.select(operands[0], output, other) for output, other in pairs]
         return site.body.tree(chosen)

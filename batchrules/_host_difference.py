@@ -11,7 +11,7 @@ import numpy as np
 from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis, OutAxis
 from batchrules._errors import NotDifferentiableError
-from batchrules._finite_difference import Difference, difference, perturbed, step_along
+from batchrules._finite_difference import Difference, check_real, difference, perturbed, step_along
 from batchrules._host_body import Endpoints, Primal
 from batchrules._host_context import FirstCall
 from batchrules._host_elements import Array
@@ -19,6 +19,7 @@ from batchrules._host_endpoints import GivenJacobian, GivenTangent
 from batchrules._host_runner import Runner
 from batchrules._host_site import HostSite
 from batchrules._sites import select
+from batchrules._surroundings import Surroundings
 
 
 class DifferenceRunner:
@@ -29,10 +30,10 @@ class DifferenceRunner:
         base: The site that it was derived from.
         axes: The recorded axes of the derived site.
         how: The scheme, and the function that is differenced.
-        compiled: Whether a compiled program calls.
+        around: What surrounds the run.
     """
 
-    def __init__(self, site: HostSite, base: HostSite, axes: Axes, how: Difference, *, compiled: bool) -> None:
+    def __init__(self, site: HostSite, base: HostSite, axes: Axes, how: Difference, around: Surroundings) -> None:
         body = site.body
         if not isinstance(body, GivenTangent | GivenJacobian) or not isinstance(base.body, Primal):
             raise NotDifferentiableError(
@@ -41,10 +42,10 @@ class DifferenceRunner:
             )
         self._site = site
         self._how = how
-        self._compiled = compiled
+        self._around = around
         self._moving = [False] * site.masks + list(body.nonzero if isinstance(body, GivenTangent) else body.wanted)
         self._outputs = body.outputs
-        self._base = _evaluated(base, base.body, how)
+        self._base = _evaluated(base, base.body, how, body.outputs)
         self._axes = tuple(replace(axis, in_batched=tuple(self._used(axis.in_batched))) for axis in axes)
 
     def _used(self, operands: Sequence[Any]) -> list[Any]:
@@ -67,6 +68,7 @@ class DifferenceRunner:
         count = len(self._moving)
         given = arrays[:count]
         moved = [i for i, is_moving in enumerate(self._moving) if is_moving]
+        check_real(self._how, [given[i] for i in moved], "arguments", self._site.name)
         shapes = [_batch.element_shape(self._axes, i, given[i].shape) for i in moved]
         sizes = [int(np.prod(shape)) for shape in shapes]
         basis = [
@@ -75,26 +77,28 @@ class DifferenceRunner:
         ]
         direction = BatchAxis(sum(sizes), (*[False] * count, *[True] * len(moved)))
         axes = (direction, *(replace(a, in_batched=(*a.in_batched[:count], *[False] * len(moved))) for a in self._axes))
-        columns = self._along(axes, given, basis)
+        columns = self._along(axes, given, basis, hidden=1)
         blocks = []
         for output in columns:
             start = 0
             for shape, size in zip(shapes, sizes, strict=True):
                 block = np.moveaxis(output[start : start + size], 0, -1)
-                blocks.append(block.reshape(*block.shape[:-1], *shape))
+                blocks.append(block.reshape((*block.shape[:-1], *shape)))
                 start += size
         return tuple(blocks)
 
-    def _along(self, axes: Axes, given: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        """The outputs' derivatives along the tangents, with all axes in front."""
+    def _along(self, axes: Axes, given: Sequence[Array], tangents: Sequence[Array], hidden: int = 0) -> list[Array]:
+        """The outputs' derivatives along the tangents, with all axes in front, of which `hidden` are ours."""
         count = len(given)
         moved = [i for i, is_moving in enumerate(self._moving) if is_moving]
+        if self._how.scheme == "complex_step":
+            check_real(self._how, [given[i] for i in moved], "arguments", self._site.name)
         whole = {i: self._whole(axes, i, given[i]) for i in moved}
         vectors = {i: self._whole(axes, count + k, tangents[k]) for k, i in enumerate(moved)}
         step = step_along(self._how, [(whole[i], vectors[i]) for i in moved], len(axes))
         step = np.broadcast_to(step, _batch.sizes(axes))
         points = {i: self._points(whole[i], vectors[i], step) for i in moved}
-        values = self._values(axes, given, points)
+        values = self._values(axes, given, points, hidden)
         if self._how.scheme == "forward":
             values = [*values, self._values_here(axes, given)]
         by_output = [[value[j] for value in values] for j in range(len(self._outputs))]
@@ -113,7 +117,7 @@ class DifferenceRunner:
         points.flags.writeable = False
         return points
 
-    def _values(self, axes: Axes, given: Sequence[Array], points: dict[int, Array]) -> list[list[Array]]:
+    def _values(self, axes: Axes, given: Sequence[Array], points: dict[int, Array], hidden: int) -> list[list[Array]]:
         """The function at the perturbed points: for each sign, its outputs with all axes in front."""
         signs = len(next(iter(points.values())))
         moved = tuple(i in points for i in range(len(given)))
@@ -123,7 +127,7 @@ class DifferenceRunner:
             for axis in axes
         )
         arrays = [points.get(i, array) for i, array in enumerate(given)]
-        outputs = self._run((outer, *inner), arrays)
+        outputs = self._run((outer, *inner), arrays, 1 + hidden)
         return [[output[k] for output in outputs] for k in range(signs)]
 
     def _values_here(self, axes: Axes, given: Sequence[Array]) -> list[Array]:
@@ -131,27 +135,30 @@ class DifferenceRunner:
         count = len(given)
         here = [any(axis.in_batched[:count]) for axis in axes]
         own = tuple(replace(a, in_batched=a.in_batched[:count], outputs=None) for a in select(axes, here))
-        outputs = self._run(own, given)
+        outputs = self._run(own, given, 0)
         lead = tuple(axis.size if is_here else 1 for axis, is_here in zip(axes, here, strict=True))
         return [
             np.broadcast_to(x.reshape(*lead, *x.shape[len(own) :]), (*_batch.sizes(axes), *x.shape[len(own) :]))
             for x in outputs
         ]
 
-    def _run(self, axes: Axes, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        return Runner(self._base, axes, [array.shape for array in arrays], compiled=self._compiled)(*arrays)
+    def _run(self, axes: Axes, arrays: Sequence[Array], hidden: int) -> tuple[Array, ...]:
+        shapes = [array.shape for array in arrays]
+        return Runner(self._base, axes, shapes, replace(self._around, hidden=hidden))(*arrays)
 
 
-def _evaluated(base: HostSite, primal: Primal, how: Difference) -> HostSite:
+def _evaluated(base: HostSite, primal: Primal, how: Difference, outputs: Sequence[bool]) -> HostSite:
     """The site of the function that is differenced."""
     body = replace(primal, endpoints=Endpoints())
     if how.function is not primal.function:
         first_call = FirstCall(how.function, primal.name, allow_jax=base.conduct.allow_jax)
         body = replace(body, function=how.function, first_call=first_call)
-    results = base.results
+    results, name = base.results, f"{base.name} (finite difference)"
     if how.scheme == "complex_step":
+        check_real(how, select(results, outputs), "results", base.name)
+        name = f"{base.name} (finite difference by 'complex_step', which gives and takes complex numbers)"
         results = tuple(replace(result, dtype=np.result_type(result.dtype, np.complex64)) for result in results)
-    return replace(base, body=body, name=f"{base.name} (finite difference)", results=results)
+    return replace(base, body=body, name=name, results=results)
 
 
 def _unit_rows(rows: int, start: int, shape: tuple[int, ...], dtype: Any) -> Array:

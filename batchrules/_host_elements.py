@@ -72,9 +72,14 @@ class Outputs:
         self._results = results
         self._axes = axes
         self._rows = [self._rows_of(output) for output in range(len(results))]
-        self.buffers = [
-            np.zeros((_batch.count(_batch.output_axes(axes, output)), *result.shape), _sum_dtype(result.dtype, rows))
-            for output, (result, rows) in enumerate(zip(results, self._rows, strict=True))
+        self.buffers = self._empty()
+
+    def _empty(self) -> list[Array]:
+        return [
+            np.zeros(
+                (_batch.count(_batch.output_axes(self._axes, output)), *result.shape), _sum_dtype(result.dtype, rows)
+            )
+            for output, (result, rows) in enumerate(zip(self._results, self._rows, strict=True))
         ]
 
     def _rows_of(self, output: int) -> Array | None:
@@ -110,9 +115,8 @@ class Outputs:
         return summed.reshape(-1, *values.shape[1:])
 
     def clear(self) -> None:
-        """Start anew."""
-        for buffer in self.buffers:
-            buffer[...] = 0
+        """Start anew, in other buffers: these may be the function's own by now."""
+        self.buffers = self._empty()
 
     def fail(self, numbers: int | slice | Array) -> None:
         """Make elements NaN."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from batchrules._batch import Axes
 from batchrules._errors import DispatchError
 from batchrules._host_elements import Array, Elements
 from batchrules._host_site import HostSite
+from batchrules._surroundings import Surroundings
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -27,10 +29,10 @@ class Frame:
         choice: The method, and why.
     """
 
-    def __init__(self, site: HostSite, axes: Axes, shapes: Shapes, *, compiled: bool) -> None:
+    def __init__(self, site: HostSite, axes: Axes, shapes: Shapes, around: Surroundings) -> None:
         self.site = site
         self.axes = axes
-        self._compiled = compiled
+        self._around = around
         given_axes = tuple(replace(axis, in_batched=axis.in_batched[site.masks :]) for axis in axes)
         given = shapes[site.masks :]
         self.elements = Elements(given_axes)
@@ -51,7 +53,22 @@ class Frame:
         return array
 
     def _where(self, number: int | None) -> str:
-        return "" if number is None or not self.axes else f" at element {self.elements.place(number)}"
+        place = () if number is None else self.place(number)
+        return f" at element {place}{self.of}" if place else ""
+
+    @property
+    def of(self) -> str:
+        """What the index of an element counts in, if that is not the whole batch."""
+        return " of its device's shard" if self._around.shard else ""
+
+    def place(self, number: int) -> tuple[int, ...]:
+        """The index of an element, one for each axis that the user mapped."""
+        return self.elements.place(number)[self._around.hidden :]
+
+    @property
+    def points(self) -> int:
+        """How many times each element is called."""
+        return math.prod(axis.size for axis in self.axes[: self._around.hidden])
 
     def fail(self, error: BaseException, number: int | None) -> NoReturn:
         """Raise the failure of one element."""
@@ -59,8 +76,9 @@ class Frame:
 
     def fail_many(self, error: BaseException, numbers: tuple[int, int], shapes: Shapes) -> NoReturn:
         """Raise the failure of a call that was given the elements from the first to the last of these numbers."""
-        first, last = (self.elements.place(number) for number in numbers)
-        self._raise(error, f" with the elements from {first} to {last}, given at once", shapes)
+        first, last = (self.place(number) for number in numbers)
+        place = f" with the elements from {first} to {last}{self.of}, given at once" if first else ""
+        self._raise(error, place, shapes)
 
     def surface(self, error: BaseException) -> NoReturn:
         """Raise a failure that belongs to no element."""
@@ -73,7 +91,7 @@ class Frame:
             clearer.__cause__ = error
             error = clearer
         text = _failures.story(site.name, place, _host_results.described(site, shapes), error)
-        _failures.surface(error, text, compiled=self._compiled)
+        _failures.surface(error, text, compiled=self._around.compiled)
 
 
 def _clearer(name: str, error: BaseException) -> Exception | None:

@@ -23,6 +23,7 @@ from batchrules._batch import Axes
 from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
 from batchrules._jax_versions import Primitive
+from batchrules._surroundings import Surroundings
 
 attempt_p = Primitive("batchrules_attempt")
 attempt_p.multiple_results = True
@@ -33,8 +34,8 @@ raise_p.multiple_results = True
 class Attempts:
     """The failures of one call site, by ticket. Ticket 0 means that nothing failed."""
 
-    def __init__(self, site: HostSite, axes: Axes, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._run = runner(site, axes, shapes, compiled=True)
+    def __init__(self, site: HostSite, axes: Axes, shapes: Sequence[tuple[int, ...]], *, shard: bool) -> None:
+        self._run = runner(site, axes, shapes, Surroundings(compiled=True, shard=shard))
         self._nothing = [np.zeros(*_output(site, axes, i)) for i in range(len(site.results))]
         self._name = site.name
         self.arguments = len(shapes)
@@ -86,7 +87,7 @@ def call(site: HostSite, axes: Axes, team: Team, rank: jax.Array, *operands: Any
     `rank` holds this device's number among those that share its data; number 0 calls.
     """
     local = _placement.local_axes(axes, team.mesh)
-    attempts = Attempts(site, local, [operand.shape for operand in operands])
+    attempts = Attempts(site, local, [operand.shape for operand in operands], shard=_placement.is_sharded(axes))
     nothing = [*(jnp.zeros(*_output(site, local, i)) for i in range(len(site.results))), jnp.int32(0)]
 
     def attempt(*arrays: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from batchrules._batch import Axes
 from batchrules._errors import ExportError
 from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
+from batchrules._surroundings import Surroundings
 
 _DEVICES = "batchrules_devices"
 
@@ -28,7 +29,9 @@ def lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: HostSite, axes: A
     avals: Sequence[Any] = ctx.avals_in
     span = _span(ctx, avals)
     if span is None:
-        return _callbacks.emit(ctx, runner(site, axes, [aval.shape for aval in avals], compiled=True), operands)
+        is_shard = isinstance(ctx.module_context.axis_context, mlir.SPMDAxisContext)
+        around = Surroundings(compiled=True, shard=is_shard)
+        return _callbacks.emit(ctx, runner(site, axes, [aval.shape for aval in avals], around), operands)
     return mlir.lower_fun(partial(_run_over, span, site, axes))(ctx, *operands)
 
 

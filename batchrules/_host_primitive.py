@@ -55,7 +55,8 @@ def _devices(operands: Sequence[Any]) -> set[Any]:
 
 def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
     # A copy, because the array may be a buffer that the function goes on using.
-    array = jnp.array(output)
+    # Waited for, because up to jax 0.10 the copy is made later.
+    array = jnp.array(output).block_until_ready()
     if devices and array.devices() != devices:
         return jax.device_put(array, next(iter(devices)))
     return array

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from batchrules._errors import BatchContractError, ReadOnlyArgumentError, ResultError
 from batchrules._host_body import Primal
 from batchrules._host_site import HostSite
 from batchrules._recording import Result
+from batchrules._values import number_as
 
 
 def read_only_error(name: str, error: BaseException) -> ReadOnlyArgumentError | None:
@@ -50,22 +50,13 @@ def as_array(site: HostSite, output: int, value: Any, where: str) -> np.ndarray[
 
 
 def _python_scalar(site: HostSite, promised: Result, value: Any, where: str) -> np.ndarray[Any, Any]:
-    came = next(rank for rank, kind in enumerate((bool, int, float, complex)) if isinstance(value, kind))
-    fits = next(
-        rank
-        for rank, kind in enumerate((np.bool_, np.integer, np.floating, np.complexfloating))
-        if jnp.issubdtype(promised.dtype, kind)
-    )
-    reason = f"a {type(value).__name__} does not fit"
-    if came <= fits:
-        try:
-            return np.asarray(value, promised.dtype)
-        except OverflowError:
-            reason = "it is out of range"
-    raise ResultError(
-        f"{site.name}{where}: {_output(site, promised)} is {value!r}, but {site.promise} {promised.dtype}, and "
-        f"{reason}."
-    )
+    try:
+        return number_as(value, promised.dtype)
+    except ValueError as error:
+        raise ResultError(
+            f"{site.name}{where}: {_output(site, promised)} is {value!r}, but {site.promise} {promised.dtype}, and "
+            f"{error}."
+        ) from error
 
 
 def check_element(site: HostSite, output: int, array: np.ndarray[Any, Any], where: str) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from batchrules._errors import FailedElementsWarning
-from batchrules._failures import OWN_ERRORS
+from batchrules._failures import OWN_ERRORS, message_of
 from batchrules._host_elements import Array, Chosen, Outputs
 from batchrules._host_frame import Frame, Shapes
+from batchrules._host_results import read_only_error
 
 _SHOWN = 8
 
@@ -69,7 +70,9 @@ class Run:
 
     def _may_be_nan(self, error: BaseException) -> bool:
         # A broken promise concerns all elements, and what is no Exception was not meant for us.
-        return self.keeps_going and isinstance(error, Exception) and not isinstance(error, OWN_ERRORS)
+        if not self.keeps_going or not isinstance(error, Exception) or isinstance(error, OWN_ERRORS):
+            return False
+        return read_only_error(self.frame.site.name, error) is None
 
     def _keep(self, numbers: Sequence[int], error: BaseException) -> None:
         self.outputs.fail(np.asarray(numbers))
@@ -80,9 +83,12 @@ class Run:
         """Warn once if elements failed."""
         if self._first is None:
             return
-        places = [str(self.frame.elements.place(number)) for number in sorted(self._failed)]
+        places = [str(place) for place in sorted({self.frame.place(number) for number in self._failed})]
         listed = ", ".join(places[:_SHOWN]) + (", ..." if len(places) > _SHOWN else "")
-        which = f"{len(places)} of {self.count} elements failed: {listed}" if self.frame.axes else "the call failed"
-        first = f"{type(self._first).__name__}: {self._first}"
+        of = self.count // self.frame.points
+        which = (
+            "the call failed" if places == ["()"] else f"{len(places)} of {of} elements failed: {listed}{self.frame.of}"
+        )
+        first = f"{type(self._first).__name__}: {message_of(self._first)}"
         text = f"{self.frame.site.name}: {which}. They are NaN now (on_error='nan'). The first failure: {first}"
         warnings.warn(text, FailedElementsWarning, stacklevel=2)

@@ -13,12 +13,13 @@ import numpy as np
 
 from batchrules import _batch, _host_sequential, _host_vectorised
 from batchrules._batch import Axes
-from batchrules._errors import DispatchError
+from batchrules._failures import OWN_ERRORS
 from batchrules._host_context import run_inside, running
 from batchrules._host_elements import Array, Chosen, Elements, Outputs
 from batchrules._host_frame import Frame, Shapes
 from batchrules._host_run import Run
 from batchrules._host_site import HostSite
+from batchrules._surroundings import EAGER, Surroundings
 
 
 class Runner:
@@ -28,13 +29,13 @@ class Runner:
         site: The call site.
         axes: The recorded axes; none for a single call.
         shapes: The shape of each operand, with its mapped axes in front.
-        compiled: Whether a compiled program calls, which changes how a failure surfaces.
+        around: What surrounds the run.
     """
 
-    def __init__(self, site: HostSite, axes: Axes, shapes: Shapes, *, compiled: bool = False) -> None:
+    def __init__(self, site: HostSite, axes: Axes, shapes: Shapes, around: Surroundings = EAGER) -> None:
         self._site = site
         self._axes = axes
-        self._frame = Frame(site, axes, shapes, compiled=compiled)
+        self._frame = Frame(site, axes, shapes, around)
         self.choice = self._frame.choice
         self._is_plain = not axes and not site.masks and site.conduct.on_error == "raise" and not self._skips_zero
         self._bare: Callable[..., tuple[Array, ...]] | None = None
@@ -76,8 +77,8 @@ class Runner:
         try:
             return self._single(arrays) if self._is_plain else self._batch(arrays)
         except BaseException as error:
-            # Failures of elements have been told by now.
-            if isinstance(error, DispatchError) or not isinstance(error, Exception):
+            # Failures of the foreign code have been told by now, with their element.
+            if isinstance(error, OWN_ERRORS) or not isinstance(error, Exception):
                 self._frame.surface(error)
             raise
 
@@ -124,7 +125,8 @@ class Runner:
     def _nonzero(self, arrays: Sequence[Array]) -> Array:
         moving = np.zeros(_batch.count(self._axes), np.bool_)
         for operand in range(len(arrays) - self._site.linear, len(arrays)):
-            lead = arrays[operand].shape[: len(_batch.argument_axes(self._axes, operand))]
-            flags = np.asarray(arrays[operand].astype(np.bool_).reshape(*lead, -1).any(axis=-1))
+            first = len(_batch.argument_axes(self._axes, operand))
+            element = tuple(range(first, arrays[operand].ndim))
+            flags = np.asarray(arrays[operand].astype(np.bool_).any(axis=element))
             moving |= self._by_element(operand, flags)
         return moving

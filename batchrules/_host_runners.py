@@ -16,46 +16,47 @@ from batchrules._host_frame import Shapes
 from batchrules._host_runner import Runner
 from batchrules._host_site import HostSite
 from batchrules._sites import missing_endpoint
+from batchrules._surroundings import EAGER, Surroundings
 
 _OWN_ENDPOINTS = " The derivative of an endpoint is given by making it a host_call with endpoints of its own."
 
 RunBatch = Callable[..., tuple[Array, ...]]
 
 
-def runner(site: HostSite, axes: Axes, shapes: Shapes, *, compiled: bool = False) -> RunBatch:
+def runner(site: HostSite, axes: Axes, shapes: Shapes, around: Surroundings = EAGER) -> RunBatch:
     """What executes a recorded batch.
 
     Args:
         site: The call site.
         axes: The recorded axes; none for a single call.
         shapes: The shape of each operand, with its mapped axes in front.
-        compiled: Whether a compiled program calls, which changes how a failure surfaces.
+        around: What surrounds the run.
 
     Raises:
         MissingEndpointError: A derivative that no endpoint gives.
     """
     if site.origin is None:
-        return Runner(site, axes, shapes, compiled=compiled)
+        return Runner(site, axes, shapes, around)
     base: HostSite = site.origin.base  # pyright: ignore[reportAssignmentType]  # derived from one of its own kind
     if _jacobian.serves(site, axes):
-        return JacobianRunner(site, base, axes, compiled=compiled)
+        return JacobianRunner(site, base, axes, around)
     which = "vjp" if site.origin.cotangent else "jvp"
     endpoint: Endpoint | None = getattr(base.body.endpoints, which)
     if endpoint is None:
         raise missing_endpoint(base.body, which, "" if isinstance(base.body, Primal) else _OWN_ENDPOINTS)
     if isinstance(endpoint.function, Difference):
-        return DifferenceRunner(site, base, axes, endpoint.function, compiled=compiled)
-    return Runner(site, axes, shapes, compiled=compiled)
+        return DifferenceRunner(site, base, axes, endpoint.function, around)
+    return Runner(site, axes, shapes, around)
 
 
 class JacobianRunner:
     """Runs a derived site by the Jacobian of its base: as many calls as the primals are mapped for, no more."""
 
-    def __init__(self, site: HostSite, base: HostSite, axes: Axes, *, compiled: bool) -> None:
+    def __init__(self, site: HostSite, base: HostSite, axes: Axes, around: Surroundings) -> None:
         self._site = site
         self._base = base
         self._axes = axes
-        self._compiled = compiled
+        self._around = around
         self._blocks: RunBatch | None = None
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
@@ -72,5 +73,5 @@ class JacobianRunner:
         axes = _jacobian.primal_axes(self._site, self._axes)
         function = self._base.body.endpoints.jacobian.function
         if isinstance(function, Difference):
-            return DifferenceRunner(of, self._base, axes, function, compiled=self._compiled).blocks
-        return Runner(of, axes, [array.shape for array in arrays[: len(of.paths)]], compiled=self._compiled)
+            return DifferenceRunner(of, self._base, axes, function, self._around).blocks
+        return Runner(of, axes, [array.shape for array in arrays[: len(of.paths)]], self._around)

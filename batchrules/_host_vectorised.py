@@ -42,6 +42,7 @@ class _Chunks:
         self._site = this.frame.site
         self._leads = this.frame.choice.leads
         self._size = min(self._site.batch_size or this.count, this.count)
+        self._to_check: Batch | None = None
         self._starts = range(0, this.count, self._size)
         led = this.frame.elements.led
         pairs = enumerate(zip(this.given, self._leads, strict=True))
@@ -53,6 +54,11 @@ class _Chunks:
         call = HostTask(self._site.body)
         keep_going = self._this.keeps_going
         job = Job(call, payloads, len(self._starts), self._settle, self._failed, keep_going=keep_going)
+        self._make(job)
+        if self._to_check is not None:
+            self._verify(self._to_check)
+
+    def _make(self, job: Job) -> None:
         if self._site.conduct.allow_jax:
             _in_this_thread(self._site.body, job)
         else:
@@ -71,12 +77,16 @@ class _Chunks:
         start, stop = self._bounds(index)
         arrays = self._arrays(index)
         results = self._checked(values, arrays, stop - start)
+        check = index == 0 and self._is_due(stop - start, arrays)
+        if check:
+            # The check calls the function again, which may use the same buffer for its result.
+            results = [np.array(result) for result in results]
         numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
         for output, value in enumerate(results):
             self._this.outputs.store_many(numbers, output, value)
-        if index == 0:
+        if check:
             method = self._this.frame.choice.method
-            self._verify(Batch(method, stop - start, arrays, self._leads, results))
+            self._to_check = Batch(method, stop - start, arrays, self._leads, results)
 
     def _failed(self, index: int, error: BaseException) -> None:
         start, stop = self._bounds(index)
@@ -86,31 +96,57 @@ class _Chunks:
     def _checked(self, values: Sequence[Any], arrays: Sequence[Array], size: int) -> list[Array]:
         """The outputs of a call; every one leads with the size of the batch."""
         given = BatchGiven(self._this.frame.choice.method, size, tuple(array.shape for array in arrays))
-        outputs = []
-        for output, value in enumerate(values):
-            promised = self._site.results[output]
-            array = np.zeros((1, *promised.shape), promised.dtype)
-            if value is not None:
-                array = _host_results.as_array(self._site, output, value, f" with a batch of {size} elements")
+        return [self._as_batch(output, value, given) for output, value in enumerate(values)]
+
+    def _as_batch(self, output: int, value: Any, given: BatchGiven) -> Array:
+        promised = self._site.results[output]
+        where = f" with a batch of {given.size} elements"
+        array = np.zeros((1, *promised.shape), promised.dtype)
+        if value is not None:
+            array = _host_results.as_array(self._site, output, value, where)
+            if self._leads_with_nothing:
+                # Only the mask of `where` is mapped: this is one element, and all are equal.
+                _host_results.check_element(self._site, output, array, where)
+                array = array[None]
+            else:
                 _host_results.check_batch(self._site, output, array, given)
-            outputs.append(np.broadcast_to(array, (size, *promised.shape)))
-        return outputs
+        return np.broadcast_to(array, (given.size, *promised.shape))
+
+    @property
+    def _leads_with_nothing(self) -> bool:
+        return all(lead is Lead.NOTHING for lead in self._leads)
+
+    def _is_due(self, size: int, arrays: Sequence[Array]) -> bool:
+        site = self._site
+        return site.conduct.verify is not False and size > 1 and site.trust.must_check(self._key(arrays))
+
+    def _key(self, arrays: Sequence[Array]) -> Any:
+        dtypes = tuple(array.dtype.str for array in arrays)
+        return self._site, tuple(self._this.frame.element_shapes), dtypes
 
     def _verify(self, batch: Batch) -> None:
-        site = self._site
-        if site.conduct.verify is False or batch.size < 2:
+        this, rows = self._this, _host_verify.differing_rows(batch)
+        if rows is None:
             return
-        dtypes = tuple(array.dtype.str for array in batch.arrays)
-        key = site, tuple(self._this.frame.element_shapes), dtypes
-        if not site.trust.must_check(key):
-            return
-        try:
-            error = _host_verify.disagreement(site, batch)
-        except LookupError:
-            return
-        if error is not None:
-            raise error
-        site.trust.passed(key)
+        alone: list[Any] = [None, None]
+
+        def settle(index: int, values: Any) -> None:
+            # A copy, because the next call may use the same buffer.
+            alone[index] = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
+
+        def failed(index: int, error: BaseException) -> None:
+            if this.keeps_going:
+                return
+            raise _host_verify.failed_alone(self._site, batch, rows[index], error) from error
+
+        call = HostTask(self._site.body)
+        elements = [batch.element(row) for row in rows]
+        self._make(Job(call, elements, len(rows), settle, failed, keep_going=this.keeps_going))
+        if None in alone:
+            return  # It failed on its own, as elements may here, and the question stays open.
+        for row, values in zip(rows, alone, strict=True):
+            _host_verify.check(self._site, batch, row, values)
+        self._site.trust.passed(self._key(batch.arrays))
 
 
 def _in_this_thread(body: Any, job: Job) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from batchrules import _host_results
 from batchrules._errors import BatchContractError
+from batchrules._failures import message_of
 from batchrules._host_site import HostSite
 from batchrules._methods import Lead
 
@@ -31,68 +32,59 @@ class Batch:
     leads: Sequence[Lead]
     outputs: Sequence[Array]
 
-
-def disagreement(site: HostSite, batch: Batch) -> BatchContractError | None:
-    """The first disagreement between a batch and its elements, None if they agree.
-
-    Raises:
-        LookupError: All elements are equal, so that nothing can be said.
-    """
-    other = _differing_row(batch)
-    if other is None:
-        raise LookupError
-    for row in (0, other):
-        for output, wanted in enumerate(_alone(site, batch, row)):
-            got = batch.outputs[output][row]
-            if not _close(got, wanted, site.conduct.verify):
-                return _broken(site, batch, (row, output), (got, wanted))
-    return None
+    def element(self, row: int) -> list[Array]:
+        """The arguments of one element, as the function is given them on its own."""
+        return [_element(array, lead, row) for array, lead in zip(self.arrays, self.leads, strict=True)]
 
 
-def _differing_row(batch: Batch) -> int | None:
-    """The last row that differs from the first, in bits: NaN is equal to itself here."""
+def differing_rows(batch: Batch) -> tuple[int, int] | None:
+    """The first row and the last that differs from it, in bits (NaN is equal to itself here); None if all are equal."""
     mapped = [a for a, lead in zip(batch.arrays, batch.leads, strict=True) if lead is Lead.BATCH and a.strides[0]]
-    rows = [_bytes_by_row(array[[0, -1]]) for array in mapped]
-    if any((two[0] != two[1]).any() for two in rows):
-        return batch.size - 1
+    ends = [_bytes_by_row(array[[0, -1]]) for array in mapped]
+    if any((two[0] != two[1]).any() for two in ends):
+        return 0, batch.size - 1
     differs = np.zeros(batch.size, np.bool_)
-    for rows_of_one in map(_bytes_by_row, mapped):
-        differs |= (rows_of_one != rows_of_one[0]).any(axis=1)
+    for rows in map(_bytes_by_row, mapped):
+        differs |= (rows != rows[0]).any(axis=1)
     places = np.flatnonzero(differs)
-    return int(places[-1]) if places.size else None
-
-
-def _bytes_by_row(array: Array) -> Array:
-    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
-
-
-def _alone(site: HostSite, batch: Batch, row: int) -> list[Array]:
-    """What one element gives on its own."""
-    leaves = [_element(array, lead, row) for array, lead in zip(batch.arrays, batch.leads, strict=True)]
-    where = f" when element {row} of a batch of {batch.size} was called on its own to check the batch"
-    try:
-        values = site.body(leaves)
-    except Exception as error:
-        raise BatchContractError(
-            f"{site.name} failed{where}: {type(error).__name__}: {error}. A host function must take one element too, "
-            "without a leading dimension: that is what it is given where nothing is mapped. Make it do so, or pass "
-            "verify=False to go without the check."
-        ) from error
-    results = []
-    for output, value in enumerate(values):
-        promised = site.results[output]
-        array = np.zeros(promised.shape, promised.dtype)
-        if value is not None:
-            array = _host_results.as_array(site, output, value, where)
-            _host_results.check_element(site, output, array, where)
-        results.append(array)
-    return results
+    return (0, int(places[-1])) if places.size else None
 
 
 def _element(array: Array, lead: Lead, row: int) -> Array:
     if lead is Lead.NOTHING:
         return array
     return array[row if lead is Lead.BATCH else 0, ...]
+
+
+def _bytes_by_row(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+
+
+def failed_alone(site: HostSite, batch: Batch, row: int, error: BaseException) -> BatchContractError:
+    """The error for an element that failed on its own after the batch had succeeded."""
+    return BatchContractError(
+        f"{site.name} failed{_where(batch, row)}: {type(error).__name__}: {message_of(error)}. A host function must "
+        "take one element too, without a leading dimension: that is what it is given where nothing is mapped. Make it "
+        "do so, or pass verify=False to go without the check. (If it fails now and then, this may be such a time.)"
+    )
+
+
+def _where(batch: Batch, row: int) -> str:
+    return f" when element {row} of a batch of {batch.size} was called on its own to check the batch"
+
+
+def check(site: HostSite, batch: Batch, row: int, values: Sequence[Any]) -> None:
+    """Raise if what an element gave on its own is not what the batch gave for it."""
+    for output, value in enumerate(values):
+        promised = site.results[output]
+        wanted = np.zeros(promised.shape, promised.dtype)
+        if value is not None:
+            where = f"{_where(batch, row)} (verify=False goes without)"
+            wanted = _host_results.as_array(site, output, value, where)
+            _host_results.check_element(site, output, wanted, where)
+        got = batch.outputs[output][row]
+        if not _close(got, wanted, site.conduct.verify):
+            raise _broken(site, batch, (row, output), (got, wanted))
 
 
 def _close(got: Array, wanted: Array, verify: float) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -73,3 +74,19 @@ def label_of(function: Any, name: str | None, decorator: str) -> str:
         f"{decorator}: fn must be a function; got {function!r} of type {type(function).__name__}. As a decorator, "
         f"write @{decorator}{options}."
     )
+
+
+def number_as(value: complex, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A Python number as an array of a dtype; a ValueError says why it does not fit."""
+    came = next(rank for rank, kind in enumerate((bool, int, float, complex)) if isinstance(value, kind))
+    fits = next(
+        rank
+        for rank, kind in enumerate((np.bool_, np.integer, np.floating, np.complexfloating))
+        if jnp.issubdtype(dtype, kind)
+    )
+    if came > fits:
+        raise ValueError(f"a {type(value).__name__} does not fit")
+    try:
+        return np.asarray(value, dtype)
+    except OverflowError:
+        raise ValueError("it is out of range") from None
