@@ -19,6 +19,11 @@ from batchrules._errors import DispatchError
 
 Cancelled = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
+DEAD_WORKER = (
+    "A worker died: killed, out of memory, a crash in compiled code, or a program that starts processes when it is "
+    'imported (put that under `if __name__ == "__main__":`).'
+)
+
 # What a failure to pickle says, whatever its type: TypeError and AttributeError are common.
 PICKLING = ("pickle", "serializ", "local object")
 
@@ -219,13 +224,11 @@ def _cancelled(future: Future[Any]) -> bool:
 def _advice(error: BaseException) -> str:
     if isinstance(error, Cancelled):
         return "Its calls were cancelled by someone else: keep the executor open until the batch is done."
+    if isinstance(error, BrokenExecutor):
+        return f"{DEAD_WORKER} Make a new executor, and look at what the worker printed."
     # Dask's is no BrokenExecutor, because Dask goes on with other workers.
-    if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":
-        return (
-            "A worker died: killed, out of memory, a crash in compiled code, or a program that starts processes when "
-            'it is imported (put that under `if __name__ == "__main__":`). Make a new executor, and look at what the '
-            "worker printed."
-        )
+    if type(error).__name__ == "KilledWorker":
+        return f"{DEAD_WORKER} The executor is as good as before, but this call has cost it several workers."
     if isinstance(error, pickle.PicklingError) or any(word in str(error).lower() for word in PICKLING):
         return (
             "The function, its arguments and its results must be picklable: define the function at the top level of a "

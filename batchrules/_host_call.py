@@ -181,7 +181,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     fn: Callable[..., Any] | None = None,
     result_shape: Any = None,
     *,
-    method: str = "auto",
+    method: str | None = "auto",
     schema: Any = None,
     batch_size: int | None = None,
     executor: int | Executor | None = None,
@@ -213,7 +213,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
             `ArraySpec` with `differentiable=False` marks an output without derivatives.
         method: What one call is given under `jax.vmap`: `"sequential"`, `"expand_dims"`, `"broadcast_all"`,
             `"legacy_vectorized"`, or `"auto"`: `expand_dims` where the schema or signature proves it safe, else
-            `sequential`.
+            `sequential`. None refuses `jax.vmap` over an argument.
         schema: A `Schema`, or a mapping from path to `ArraySpec`: which shapes the function takes, for `auto`, and
             which arguments have derivatives.
         batch_size: The most elements that a vectorised call is given; None for all.
@@ -285,7 +285,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     }
     passing = {"allow_jax": allow_jax, "pass_outputs": checked_bool(pass_outputs, "pass_outputs", label)}
     options = HostOptions(
-        method=check_method(method, label, HOST_METHODS),
+        method=None if method is None else check_method(method, label, HOST_METHODS),
         schema=as_schema(parameters.named(schema), label),
         batch_size=check_batch_size(batch_size, label),
         signature=as_signature(signature, label),

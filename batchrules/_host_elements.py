@@ -112,7 +112,7 @@ class Outputs:
         by_axis = values.reshape(*_batch.sizes(self._axes), *values.shape[1:])
         along = tuple(p for p, axis in enumerate(self._axes) if axis.output(output) is not OutAxis.KEPT)
         summed = by_axis.sum(along, dtype=dtype)
-        return summed.reshape(-1, *values.shape[1:])
+        return summed.reshape(self.buffers[output].shape)
 
     def clear(self) -> None:
         """Start anew, in other buffers: these may be the function's own by now."""

@@ -23,7 +23,7 @@ from batchrules._values import hashable
 class HostOptions:
     """The options of a host call."""
 
-    method: str
+    method: str | None
     schema: Schema | None
     batch_size: int | None
     signature: Signature | None
@@ -34,10 +34,14 @@ class HostOptions:
 
 def conduct_of(dispatch: Dispatch, verify: Any, on_error: Any, flags: dict[str, bool], where: str) -> Conduct:
     """How calls are made, from what the user said."""
-    if isinstance(verify, bool | np.bool_):
-        verify = bool(verify)
-    elif not isinstance(verify, int | float) or not 0 < verify < float("inf"):
-        raise TypeError(f"{where}: verify must be True, False, or a positive relative tolerance; got {verify!r}.")
+    verify = verify.item() if isinstance(verify, np.generic) else verify
+    if not isinstance(verify, bool | float | int):
+        raise TypeError(f"{where}: verify must be True, False, or a relative tolerance; got {verify!r}.")
+    if not isinstance(verify, bool) and not 0 < verify < 1:
+        raise ValueError(
+            f"{where}: verify is True (the default tolerance), False (no check), or a relative tolerance between 0 and "
+            f"1; got {verify!r}."
+        )
     if on_error not in ("raise", "nan"):
         raise ValueError(f"{where}: on_error must be 'raise' or 'nan'; got {on_error!r}.")
     if flags["allow_jax"] and dispatch.executor is not None:

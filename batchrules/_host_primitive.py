@@ -15,6 +15,7 @@ from batchrules._batch import Axes
 from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
 from batchrules._jax_versions import Primitive
+from batchrules._methods import HOST_METHODS
 
 host_call_p = Primitive("batchrules_host_call")
 host_call_p.multiple_results = True
@@ -28,6 +29,9 @@ def _record_axis(
 ) -> tuple[Any, Any]:
     if all(dim is None for dim in dims):
         return _recording.bind_unmapped(host_call_p, operands, site=site, axes=axes)
+    if site.request.method is None and any(dim is not None for dim in dims[: len(dims) - site.linear]):
+        names = ", ".join(repr(name) for name in HOST_METHODS)
+        raise NotImplementedError(f"{site.name}: jax.vmap needs a method, and none was given. Choose one of {names}.")
     mapped = _recording.mapped_operands(axis_data, operands, dims)
     return _recording.bind_recorded(host_call_p, mapped, site=site, axes=axes)
 

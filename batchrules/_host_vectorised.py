@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,15 @@ class _Chunks:
         self._site = this.frame.site
         self._leads = this.frame.choice.leads
         self._size = min(self._site.batch_size or this.count, this.count)
-        self._to_check: Batch | None = None
+        self._to_check: tuple[Batch, tuple[int, ...]] | None = None
         self._starts = range(0, this.count, self._size)
         led = this.frame.elements.led
         pairs = enumerate(zip(this.given, self._leads, strict=True))
         self._led = [led(i, array, lead, this.chosen) for i, (array, lead) in pairs]
+        # What is known of a function holds for the arguments that were mapped then, and no others.
+        dtypes = tuple(array.dtype.str for array in self._led)
+        self._key = self._site, tuple(this.frame.element_shapes), dtypes, this.frame.choice.method, self._leads
+        self._is_due = self._site.conduct.verify is not False and self._site.trust.must_check(self._key)
 
     def run(self) -> None:
         """Make the calls."""
@@ -56,7 +61,7 @@ class _Chunks:
         job = Job(call, payloads, len(self._starts), self._settle, self._failed, keep_going=keep_going)
         self._make(job)
         if self._to_check is not None:
-            self._verify(self._to_check)
+            self._verify(*self._to_check)
 
     def _make(self, job: Job) -> None:
         if self._site.conduct.allow_jax:
@@ -77,16 +82,15 @@ class _Chunks:
         start, stop = self._bounds(index)
         arrays = self._arrays(index)
         results = self._checked(values, arrays, stop - start)
-        check = index == 0 and self._is_due(stop - start, arrays)
-        if check:
-            # The check calls the function again, which may use the same buffer for its result.
-            results = [np.array(result) for result in results]
+        if self._is_due and self._to_check is None and stop - start > 1:
+            batch = Batch(self._this.frame.choice.method, stop - start, arrays, self._leads, results)
+            if (rows := _host_verify.differing_rows(batch)) is not None:
+                # The check calls the function again, which may use the same buffer for its result.
+                results = [np.array(result) for result in results]
+                self._to_check = replace(batch, outputs=results), rows
         numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
         for output, value in enumerate(results):
             self._this.outputs.store_many(numbers, output, value)
-        if check:
-            method = self._this.frame.choice.method
-            self._to_check = Batch(method, stop - start, arrays, self._leads, results)
 
     def _failed(self, index: int, error: BaseException) -> None:
         start, stop = self._bounds(index)
@@ -116,19 +120,9 @@ class _Chunks:
     def _leads_with_nothing(self) -> bool:
         return all(lead is Lead.NOTHING for lead in self._leads)
 
-    def _is_due(self, size: int, arrays: Sequence[Array]) -> bool:
-        site = self._site
-        return site.conduct.verify is not False and size > 1 and site.trust.must_check(self._key(arrays))
-
-    def _key(self, arrays: Sequence[Array]) -> Any:
-        dtypes = tuple(array.dtype.str for array in arrays)
-        return self._site, tuple(self._this.frame.element_shapes), dtypes
-
-    def _verify(self, batch: Batch) -> None:
-        this, rows = self._this, _host_verify.differing_rows(batch)
-        if rows is None:
-            return
-        alone: list[Any] = [None, None]
+    def _verify(self, batch: Batch, rows: tuple[int, ...]) -> None:
+        this = self._this
+        alone: list[Any] = [None] * len(rows)
 
         def settle(index: int, values: Any) -> None:
             # A copy, because the next call may use the same buffer.
@@ -146,7 +140,7 @@ class _Chunks:
             return  # It failed on its own, as elements may here, and the question stays open.
         for row, values in zip(rows, alone, strict=True):
             _host_verify.check(self._site, batch, row, values)
-        self._site.trust.passed(self._key(batch.arrays))
+        self._site.trust.passed(self._key)
 
 
 def _in_this_thread(body: Any, job: Job) -> None:

@@ -21,6 +21,9 @@ from batchrules._methods import Lead
 
 Array = np.ndarray[Any, Any]
 
+_NOISE = 1e3  # in units of the last place
+_MOST_NOISE = 1e-3  # for 16-bit numbers, whose last place is large
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,17 +40,23 @@ class Batch:
         return [_element(array, lead, row) for array, lead in zip(self.arrays, self.leads, strict=True)]
 
 
-def differing_rows(batch: Batch) -> tuple[int, int] | None:
-    """The first row and the last that differs from it, in bits (NaN is equal to itself here); None if all are equal."""
+def differing_rows(batch: Batch) -> tuple[int, ...] | None:
+    """Rows that differ in every argument that varies: mostly two; a third where no two do. None if all are equal.
+
+    They differ in bits, so that NaN is equal to itself.
+    """
     mapped = [a for a, lead in zip(batch.arrays, batch.leads, strict=True) if lead is Lead.BATCH and a.strides[0]]
     ends = [_bytes_by_row(array[[0, -1]]) for array in mapped]
-    if any((two[0] != two[1]).any() for two in ends):
+    if ends and all((two[0] != two[1]).any() for two in ends):
         return 0, batch.size - 1
-    differs = np.zeros(batch.size, np.bool_)
-    for rows in map(_bytes_by_row, mapped):
-        differs |= (rows != rows[0]).any(axis=1)
-    places = np.flatnonzero(differs)
-    return (0, int(places[-1])) if places.size else None
+    differs = [(rows != rows[0]).any(axis=1) for rows in map(_bytes_by_row, mapped)]
+    varying = np.array([row_differs for row_differs in differs if row_differs.any()], np.bool_)
+    if not varying.size:
+        return None
+    best = batch.size - 1 - int(varying.sum(0)[::-1].argmax())
+    unseen = varying[~varying[:, best]]
+    others = [batch.size - 1 - int(unseen.sum(0)[::-1].argmax())] if unseen.size else []
+    return (0, best, *others)
 
 
 def _element(array: Array, lead: Lead, row: int) -> Array:
@@ -75,27 +84,44 @@ def _where(batch: Batch, row: int) -> str:
 
 def check(site: HostSite, batch: Batch, row: int, values: Sequence[Any]) -> None:
     """Raise if what an element gave on its own is not what the batch gave for it."""
-    for output, value in enumerate(values):
-        promised = site.results[output]
-        wanted = np.zeros(promised.shape, promised.dtype)
-        if value is not None:
-            where = f"{_where(batch, row)} (verify=False goes without)"
-            wanted = _host_results.as_array(site, output, value, where)
-            _host_results.check_element(site, output, wanted, where)
+    wanted = [_alone(site, batch, row, output, value) for output, value in enumerate(values)]
+    # What cancels leaves noise of the size of what it came from, such as the residual beside a solution.
+    noise = _largest([*batch.element(row), *wanted])
+    for output, array in enumerate(wanted):
         got = batch.outputs[output][row]
-        if not _close(got, wanted, site.conduct.verify):
-            raise _broken(site, batch, (row, output), (got, wanted))
+        if not _close(got, array, site.conduct.verify, noise):
+            raise _broken(site, batch, (row, output), (got, array))
 
 
-def _close(got: Array, wanted: Array, verify: float) -> bool:
+def _alone(site: HostSite, batch: Batch, row: int, output: int, value: Any) -> Array:
+    """An output of an element that was called on its own."""
+    promised = site.results[output]
+    if value is None:
+        return np.zeros(promised.shape, promised.dtype)
+    where = f"{_where(batch, row)} (verify=False goes without)"
+    array = _host_results.as_array(site, output, value, where)
+    _host_results.check_element(site, output, array, where)
+    return array
+
+
+def _close(got: Array, wanted: Array, verify: float, noise: float) -> bool:
     if not jnp.issubdtype(got.dtype, np.inexact):
         return bool(np.array_equal(got, wanted))
     rtol = _tolerance(got.dtype) if verify is True else verify
     wide = np.complex128 if got.dtype.kind == "c" else np.float64
-    a, b = got.astype(wide), wanted.astype(wide)
-    finite = np.abs(b[np.isfinite(b)])
     # Relative to the largest number of the output, since small ones are often differences of large ones.
-    return bool(np.allclose(a, b, rtol, rtol * float(finite.max(initial=0.0)), equal_nan=True))
+    atol = rtol * _largest([wanted]) + noise * min(_NOISE * float(jnp.finfo(got.dtype).eps), _MOST_NOISE)
+    return bool(np.allclose(got.astype(wide), wanted.astype(wide), rtol, atol, equal_nan=True))
+
+
+def _largest(arrays: Sequence[Any]) -> float:
+    """The largest finite number in these arrays, without its sign."""
+    largest = 0.0
+    for array in arrays:
+        if jnp.issubdtype(array.dtype, np.number):
+            sizes = np.abs(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+            largest = max(largest, float(sizes.max(initial=0.0, where=np.isfinite(sizes))))
+    return largest
 
 
 def _tolerance(dtype: np.dtype[Any]) -> float:
@@ -106,10 +132,7 @@ def _broken(site: HostSite, batch: Batch, place: tuple[int, int], values: tuple[
     row, output = place
     got, wanted = values
     path = site.results[output].path
-    with np.errstate(all="ignore"):
-        inexact = jnp.issubdtype(got.dtype, np.inexact)
-        worst = float(np.nanmax(np.abs(got - wanted), initial=0.0)) if inexact else int(np.sum(got != wanted))
-    difference = f"differs by up to {worst:.3g}" if inexact else f"differs in {worst} places"
+    difference = _difference(got, wanted)
     shapes = _host_results.described(site, [array.shape for array in batch.arrays])
     return BatchContractError(
         f"{site.name} does not treat the elements of a batch one by one: it was given {batch.size} elements at once "
@@ -118,3 +141,14 @@ def _broken(site: HostSite, batch: Batch, place: tuple[int, int], values: tuple[
         "(reductions over the other axes only, arguments lined up with [:, None]), or use method='sequential'. "
         "verify=False turns the check off, which a function with random results needs; verify=1e-2 makes it wider."
     )
+
+
+def _difference(got: Array, wanted: Array) -> str:
+    if not jnp.issubdtype(got.dtype, np.inexact):
+        return f"differs in {int(np.sum(got != wanted))} places"
+    wide = np.complex128 if got.dtype.kind == "c" else np.float64
+    with np.errstate(all="ignore"):
+        gaps = np.abs(got.astype(wide) - wanted.astype(wide))
+    if np.array_equal(np.isfinite(got.astype(wide)), np.isfinite(wanted.astype(wide))):
+        return f"differs by up to {float(gaps.max(initial=0.0, where=np.isfinite(gaps))):.3g}"
+    return "differs in which numbers are finite"

@@ -65,7 +65,7 @@ class MethodRequest:
     """What a user asked for: a method, and what `auto` may base its proof on.
 
     Attributes:
-        method: A name out of `METHODS`.
+        method: A name out of `METHODS`; None refuses to be mapped.
         schema: What the foreign code takes, or None.
         signature: A gufunc signature, or None.
         where: The function or primitive, for messages.
@@ -74,7 +74,7 @@ class MethodRequest:
         followers: How many of the last arguments are tangents or cotangents.
     """
 
-    method: str
+    method: str | None
     schema: Schema | None = None
     signature: Signature | None = None
     where: str = "this call"
@@ -131,8 +131,11 @@ def choose(request: MethodRequest, arguments: Sequence[Argument]) -> Choice:
     return Choice("expand_dims", f"auto is expand_dims: {_proof(request)}", _auto_leads(arguments, mapped))
 
 
-def asked_for(method: str, mapped: Sequence[bool]) -> Choice:
-    """The choice where a method was named."""
+def asked_for(method: str | None, mapped: Sequence[bool]) -> Choice:
+    """The choice where a method was named, or none."""
+    if method is None:
+        # The vmap rule has refused mapped arguments, so only tangents and cotangents are mapped.
+        return Choice("sequential", "no method was given, and only tangents or cotangents are mapped")
     return Choice(method, f"method={method!r} was asked for", _leads(method, mapped))
 
 

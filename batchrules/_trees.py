@@ -142,7 +142,7 @@ def matched(tree: Any, like: Any, *, branches: bool = False) -> list[Any]:
         raise ValueError(f"expected an array; got a {type(tree).__name__}")
     if got is None or len(got) != len(expected):
         found = f"a {type(tree).__name__}" if got is None else f"{len(got)} children"
-        raise ValueError(f"expected {len(expected)} children, as in {like!r}; got {found}")
+        raise ValueError(f"expected {len(expected)} children, as in {flatten(like)[1]}; got {found}")
     if _keys(tree) != _keys(like):
         raise ValueError(f"expected the keys {list(like)}; got {list(tree)}")
     pairs = zip(got, expected, strict=True)
