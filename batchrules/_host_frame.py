@@ -27,6 +27,8 @@ class Frame:
         axes: The recorded axes; none for a single call.
         elements: The elements of the arguments that a call is given: all operands but the mask of `where`.
         choice: The method, and why.
+        mapped: For each argument, whether it is mapped along any axis.
+        element_shapes: For each argument, the shape of one element.
     """
 
     def __init__(self, site: HostSite, axes: Axes, shapes: Shapes, around: Surroundings) -> None:
@@ -37,6 +39,7 @@ class Frame:
         given = shapes[site.masks :]
         self.elements = Elements(given_axes)
         self.choice = _batch.choose_for(site.request, given_axes, site.paths[site.masks :], given)
+        self.mapped = _batch.mapped(given_axes, len(given))
         self.element_shapes = [_batch.element_shape(given_axes, i, shape) for i, shape in enumerate(given)]
         self._promises = [(result.shape, result.dtype) for result in site.results]
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 _FIRST_RECHECK = 100
+
+
+@dataclass
+class _Record:
+    """What is known of a function that has passed: the calls since then, and the arguments that never varied."""
+
+    calls: int
+    unvaried: frozenset[int]
 
 
 class Trust:
@@ -13,22 +22,27 @@ class Trust:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: dict[Hashable, int] = {}
+        self._records: dict[Hashable, _Record] = {}
         self._distrusted: set[Hashable] = set()
 
-    def must_check(self, key: Hashable) -> bool:
-        """Count a call, and say whether it has to be checked: until one has passed, and now and then after that."""
-        with self._lock:
-            calls = self._calls.get(key)
-            if calls is None:
-                return True
-            self._calls[key] = calls + 1
-        return _is_recheck(calls + 1)
+    def must_check(self, key: Hashable, varies: Callable[[int], bool]) -> bool:
+        """Count a call, and say whether it has to be checked.
 
-    def passed(self, key: Hashable) -> None:
-        """Note that a check has passed."""
+        Until one has passed, now and then after that, and when an argument varies that never did in a check.
+        """
         with self._lock:
-            self._calls.setdefault(key, 0)
+            record = self._records.get(key)
+            if record is None:
+                return True
+            record.calls += 1
+            calls, unvaried = record.calls, record.unvaried
+        return _is_recheck(calls) or any(varies(argument) for argument in unvaried)
+
+    def passed(self, key: Hashable, unvaried: frozenset[int]) -> None:
+        """Note that a check has passed in which these mapped arguments did not vary."""
+        with self._lock:
+            record = self._records.setdefault(key, _Record(0, unvaried))
+            record.unvaried &= unvaried
 
     def distrust(self, site: Hashable) -> bool:
         """Note that a site is to be called one by one from now on; False if that was known."""

@@ -48,10 +48,10 @@ class _Chunks:
         led = this.frame.elements.led
         pairs = enumerate(zip(this.given, self._leads, strict=True))
         self._led = [led(i, array, lead, this.chosen) for i, (array, lead) in pairs]
-        # What is known of a function holds for the arguments that were mapped then, and no others.
+        # What is known of a function holds for the arguments that were mapped then, and varied, and no others.
         dtypes = tuple(array.dtype.str for array in self._led)
-        self._key = self._site, tuple(this.frame.element_shapes), dtypes, this.frame.choice.method, self._leads
-        self._is_due = self._site.conduct.verify is not False and self._site.trust.must_check(self._key)
+        self._key = self._site, tuple(this.frame.element_shapes), dtypes, this.frame.choice.method, this.frame.mapped
+        self._is_due = self._site.conduct.verify is not False and self._site.trust.must_check(self._key, self._varies)
 
     def run(self) -> None:
         """Make the calls."""
@@ -120,6 +120,11 @@ class _Chunks:
     def _leads_with_nothing(self) -> bool:
         return all(lead is Lead.NOTHING for lead in self._leads)
 
+    def _varies(self, argument: int) -> bool:
+        """Whether the ends of an argument differ: a quick look, for each call."""
+        array = self._led[argument]
+        return len(array) > 1 and _host_verify.differs(array, 0, -1)
+
     def _verify(self, batch: Batch, rows: tuple[int, ...]) -> None:
         this = self._this
         alone: list[Any] = [None] * len(rows)
@@ -140,7 +145,8 @@ class _Chunks:
             return  # It failed on its own, as elements may here, and the question stays open.
         for row, values in zip(rows, alone, strict=True):
             _host_verify.check(self._site, batch, row, values)
-        self._site.trust.passed(self._key)
+        still = [i for i, is_mapped in enumerate(this.frame.mapped) if is_mapped and not batch.varies(i, rows)]
+        self._site.trust.passed(self._key, frozenset(still))
 
 
 def _in_this_thread(body: Any, job: Job) -> None:

@@ -39,6 +39,15 @@ class Batch:
         """The arguments of one element, as the function is given them on its own."""
         return [_element(array, lead, row) for array, lead in zip(self.arrays, self.leads, strict=True)]
 
+    def varies(self, argument: int, rows: Sequence[int]) -> bool:
+        """Whether an argument is not the same in all of these rows."""
+        return any(differs(self.arrays[argument], rows[0], row) for row in rows[1:])
+
+
+def differs(array: Array, row: int, other: int) -> bool:
+    """Whether two rows differ, in bits."""
+    return array[row].tobytes() != array[other].tobytes()
+
 
 def differing_rows(batch: Batch) -> tuple[int, ...] | None:
     """Rows that differ in every argument that varies: mostly two; a third where no two do. None if all are equal.
