@@ -17,7 +17,7 @@ from batchrules._errors import (
     ResultError,
 )
 
-_KEPT = 32
+_KEPT = 1024  # of all threads, since a program may fail in any
 _MARK = ", with arguments "
 
 # These name the function and what to do already.
@@ -35,15 +35,18 @@ class Watch:
     """The failures while it watches, each with the text that its compiled program ends with."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seen: collections.deque[tuple[str, BaseException]] = collections.deque(maxlen=_KEPT)
 
     def add(self, text: str, error: BaseException) -> None:
         """Note a failure."""
-        self._seen.append((text, error))
+        with self._lock:
+            self._seen.append((text, error))
 
     def behind(self, text: str) -> tuple[str, BaseException] | None:
         """The failure that an error's text tells of: the newest of those that explain most of it."""
-        told = [seen for seen in reversed(self._seen) if seen[0] in text]
+        with self._lock:
+            told = [seen for seen in reversed(self._seen) if seen[0] in text]
         return max(told, key=lambda seen: len(seen[0]), default=None)
 
 

@@ -45,7 +45,8 @@ def _run_eagerly(*operands: Any, site: HostSite, axes: Axes) -> Sequence[Any]:
     if len(devices) > 1:
         return xla.apply_primitive(host_call_p, *operands, site=site, axes=axes)
     # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
-    arrays = [_operands.as_read_only(operand) for operand in operands]
+    # As JAX would hold them: under jax.jvp, a Python number comes as it is.
+    arrays = [_operands.as_numpy(operand) for operand in operands]
     outputs = runner(site, axes, [array.shape for array in arrays])(*arrays)
     return [_on_device(output, devices) for output in outputs]
 

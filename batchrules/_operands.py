@@ -32,7 +32,8 @@ def _is_extended(leaf: Any) -> bool:
 def as_numpy(leaf: Any) -> np.ndarray[Any, Any]:
     """The leaf as a read-only NumPy array of the dtype that JAX would hold it in."""
     array = as_read_only(leaf)
-    return array.astype(_jax_versions.canonical_dtype(array.dtype), copy=False)
+    dtype = _jax_versions.canonical_dtype(array.dtype)
+    return array if array.dtype == dtype else as_read_only(array.astype(dtype))
 
 
 def as_read_only(leaf: Any) -> np.ndarray[Any, Any]:
