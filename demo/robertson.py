@@ -136,7 +136,8 @@ def _row(
     label: str, method: str, mapped: Callable[..., Any], swept: tuple[jax.Array, jax.Array], reference: Array
 ) -> Row:
     mine, theirs = Counted(), Counted()
-    called = batchrules.host_call(mine, STATE, method=method, signature=SIGNATURE, name="final_state")
+    # The check of the first batch, on two elements called on their own, would be two calls that JAX does not make.
+    called = batchrules.host_call(mine, STATE, method=method, signature=SIGNATURE, verify=False, name="final_state")
     ours = jax.jit(mapped(called))
     # JAX has no auto: its side is given the method that auto finds.
     peer_method = "expand_dims" if method == "auto" else method

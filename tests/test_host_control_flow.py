@@ -20,7 +20,7 @@ class Doubled:
 
     def __init__(self, method="expand_dims"):
         self.shapes = collections.Counter()
-        self.call = batchrules.host_call(self._function, lambda x: x, method=method, name="doubled")
+        self.call = batchrules.host_call(self._function, lambda x: x, method=method, name="doubled", verify=False)
 
     def _function(self, x):
         self.shapes[x.shape] += 1
@@ -270,7 +270,8 @@ def test_calls_with_different_options_stay_two(first, second):
         calls.append(x.shape)
         return x * 2
 
-    one, two = (jax.vmap(batchrules.host_call(function, lambda x: x, **options)) for options in (first, second))
+    calls_of = (batchrules.host_call(function, lambda x: x, verify=False, **options) for options in (first, second))
+    one, two = map(jax.vmap, calls_of)
     jax.block_until_ready(jax.jit(one)(XS))
     alone = collections.Counter(calls)
     calls.clear()

@@ -480,7 +480,7 @@ def test_refused(power, args, options, error, text):
     assert batchrules.registered(power) is None
 
 
-@pytest.mark.parametrize("thing", [jnp.sin, len, "power", int, None], ids=str)
+@pytest.mark.parametrize("thing", [jnp.sin, len, "power", int, None], ids=["sin", "len", "name", "int", "None"])
 def test_what_is_not_a_primitive_is_refused(thing):
     with pytest.raises(
         TypeError, match=r"expected a jax\.extend\.core\.Primitive or a HiJAX primitive class; got a .*make_jaxpr"

@@ -85,7 +85,7 @@ def test_a_host_call_gets_each_element_once_in_chunks(size, method):
         calls.append(a.shape[0] if a.ndim else 1)
         return a * b
 
-    f = host_call(on_host, jax.ShapeDtypeStruct((), "float64"), method=method)
+    f = host_call(on_host, jax.ShapeDtypeStruct((), "float64"), method=method, verify=False)
     a, b = random(size), random((), 1)
     assert_close(jax.jit(bmap(f, (0, None), batch_size=5))(a, b), a * b)
     assert sum(calls) == size
