@@ -125,8 +125,13 @@ def _printable(text: str) -> str:
 
 
 def _note(error: BaseException, text: str) -> None:
-    if text not in getattr(error, "__notes__", ()):
-        error.add_note(text)
+    notes = getattr(error, "__notes__", [])
+    if text in notes:
+        return
+    # An exception object that is raised again and again must not gather the notes of all times.
+    caller = text.partition(" failed")[0]
+    notes[:] = [note for note in notes if not (_MARK in note and note.startswith(f"{caller} failed"))]
+    error.add_note(text)
 
 
 def last_error() -> BaseException | None:

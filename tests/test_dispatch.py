@@ -1,6 +1,7 @@
 """Issuing the calls of a batch: in order, on threads, in other processes; failures of the calls and of the executor."""
 
 import concurrent.futures
+import copyreg
 import functools
 import itertools
 import multiprocessing
@@ -111,9 +112,13 @@ def processes():
 @pytest.fixture
 def loky_processes():
     loky = pytest.importorskip("loky", reason="loky is an optional extra")
+    before = set(threading.enumerate())
     pool = loky.ProcessPoolExecutor(1)
     yield pool
     pool.shutdown(kill_workers=True)
+    # It does not wait for all of its own threads.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(WAIT)
 
 
 class TestOptions:
@@ -591,13 +596,22 @@ def break_down(future):
     future.set_exception(concurrent.futures.BrokenExecutor("a worker is gone"))
 
 
+class KilledWorker(Exception):  # noqa: N818  # Dask's name
+    pass
+
+
+def give_up(future):
+    future.set_exception(KilledWorker("4 different workers died"))
+
+
 class TestExecutorFailures:
     @pytest.mark.parametrize(
         ("then", "text"),
         [
             (refuse, r"RuntimeError: cannot schedule new futures after shutdown. It was shut down too early"),
             (lose, r"CancelledError: .*cancelled by someone else"),
-            (break_down, r"BrokenExecutor: a worker is gone. A worker died"),
+            (break_down, r"BrokenExecutor: a worker is gone. A worker died.*Make a new executor"),
+            (give_up, r"KilledWorker: 4 different workers died. A worker died.*as good as before"),
         ],
     )
     @pytest.mark.parametrize("good", [0, 3])
@@ -723,6 +737,8 @@ class TestExceptionsOnTheWay:
     @pytest.mark.parametrize("call", [dispatched.holds_a_lock, dispatched.wants_two_arguments, dispatched.local_class])
     def test_that_cannot(self, monkeypatch, call):
         monkeypatch.delitem(sys.modules, "cloudpickle", raising=False)
+        # Where Dask is imported, tblib teaches pickle to send exceptions of any constructor.
+        monkeypatch.delitem(copyreg.dispatch_table, dispatched.TwoArgumentsError, raising=False)
         error = self.arrived(call)
         assert type(error) is RemoteError
         assert "Error: number 3" in str(error)
