@@ -25,7 +25,7 @@ def sets_of_endpoints(name):
 
 
 def covering_cases():
-    """Every seventeenth case of all: each composition meets each value of each option, and all pairs occur."""
+    """Every seventeenth case of all: each composition with each set of endpoints, and each pair of options together."""
     cases = itertools.chain.from_iterable(
         itertools.product([name], sets_of_endpoints(name), METHODS, BATCH_SIZES, ["jit", "eager"]) for name in FIRST
     )
