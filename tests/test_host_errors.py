@@ -583,6 +583,19 @@ def test_without_64_bit_types():
     assert lines[5:] == ["4", "3.0"]
 
 
+def test_python_numbers_without_64_bit_types():
+    """Under `jax.jvp` a Python number comes as it is, and must not be one of 64 bits for that."""
+    out = run("""
+        def vjp(args, cotangents, needed):
+            return (cotangents / (2 * np.sqrt(args[0])),)
+        def jvp(args, tangents):
+            return tangents[0] / (2 * np.sqrt(args[0]))
+        root = batchrules.host_call(np.sqrt, jax.ShapeDtypeStruct((), np.float32), jvp=jvp, vjp=vjp)
+        print(jax.grad(root)(4.0), jax.jvp(root, (4.0,), (1.0,))[1], jax.jacfwd(root)(4.0), root(4.0))
+    """)
+    assert out.split() == ["0.25", "0.25", "0.25", "2.0"]
+
+
 @pytest.mark.skipif(not hasattr(jax, "enable_x64"), reason="a public context for 64-bit types came with jax 0.8")
 def test_64_bit_types_for_a_while_do_not_give_wrong_results():
     """The setting is one thread's, and callbacks run on a thread of XLA's: right or an error, never wrong."""
