@@ -61,6 +61,13 @@ def make_mesh(axis_type: jax.sharding.AxisType) -> jax.sharding.Mesh:
     return jax.make_mesh((NUM_DEVICES,), ("x",), axis_types=(axis_type,), devices=devices)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs() -> Generator[None]:
+    """Compiled programs, which JAX would keep for good: gigabytes of them by the end of the run."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def auto_mesh() -> jax.sharding.Mesh:
     """Four devices along the axis "x", whose shardings the compiler chooses."""
