@@ -12,6 +12,7 @@ import numpy as np
 from batchrules import _trees
 from batchrules._errors import NotDifferentiableError
 from batchrules._sites import select
+from batchrules._values import hashable
 
 Array = np.ndarray[Any, Any]
 
@@ -185,7 +186,7 @@ def finite_difference(fn: Callable[..., Any], scheme: str = "central", step: flo
         raise TypeError(f"finite_difference: step must be a number or None; got {step!r}.")
     if step is not None and not 0 < step < float("inf"):
         raise ValueError(f"finite_difference: step must be positive and finite; got {step!r}.")
-    function = getattr(fn, "host_function", fn)
+    function = hashable(getattr(fn, "host_function", fn))
     return FiniteDifference(DirectionalDifference(function, scheme, step), ColumnDifference(function, scheme, step))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from batchrules import _batch
 from batchrules._batch import Axes, BatchAxis, OutAxis
 from batchrules._errors import NotDifferentiableError
 from batchrules._finite_difference import Difference, check_real, difference, perturbed, step_along
-from batchrules._host_body import Endpoints, Primal
+from batchrules._host_body import Endpoints, HostBody, Primal
 from batchrules._host_context import FirstCall
 from batchrules._host_elements import Array
 from batchrules._host_endpoints import GivenJacobian, GivenTangent
@@ -44,7 +44,6 @@ class DifferenceRunner:
         self._how = how
         self._around = around
         self._moving = [False] * site.masks + list(body.nonzero if isinstance(body, GivenTangent) else body.wanted)
-        self._outputs = body.outputs
         self._base = _evaluated(base, base.body, how, body.outputs)
         self._axes = tuple(replace(axis, in_batched=tuple(self._used(axis.in_batched))) for axis in axes)
 
@@ -100,9 +99,9 @@ class DifferenceRunner:
         points = {i: self._points(whole[i], vectors[i], step) for i in moved}
         values = self._values(axes, given, points, hidden)
         if self._how.scheme == "forward":
-            values = [*values, self._values_here(axes, given)]
-        by_output = [[value[j] for value in values] for j in range(len(self._outputs))]
-        return [difference(self._how.scheme, points_of, step) for points_of in select(by_output, self._outputs)]
+            # A copy, because the next call may use the same buffer.
+            values = [*([output.copy() for output in value] for value in values), self._values_here(axes, given)]
+        return [difference(self._how.scheme, of_output, step) for of_output in zip(*values, strict=True)]
 
     def _whole(self, axes: Axes, operand: int, array: Array) -> Array:
         """An operand with every axis present."""
@@ -153,12 +152,25 @@ def _evaluated(base: HostSite, primal: Primal, how: Difference, outputs: Sequenc
     if how.function is not primal.function:
         first_call = FirstCall(how.function, primal.name, allow_jax=base.conduct.allow_jax)
         body = replace(body, function=how.function, first_call=first_call)
-    results, name = base.results, f"{base.name} (finite difference)"
+    results, name = tuple(select(base.results, outputs)), f"{base.name} (finite difference)"
     if how.scheme == "complex_step":
-        check_real(how, select(results, outputs), "results", base.name)
+        check_real(how, results, "results", base.name)
         name = f"{base.name} (finite difference by 'complex_step', which gives and takes complex numbers)"
         results = tuple(replace(result, dtype=np.result_type(result.dtype, np.complex64)) for result in results)
-    return replace(base, body=body, name=name, results=results)
+    in_use: HostBody = body if all(outputs) else _InUse(body, tuple(outputs))
+    return replace(base, body=in_use, name=name, results=results)
+
+
+@dataclass(frozen=True)
+class _InUse(HostBody):
+    """The outputs in use of a function; what the others are is nobody's concern."""
+
+    of: HostBody
+    outputs: tuple[bool, ...]
+    endpoints: Endpoints = field(default_factory=Endpoints)
+
+    def __call__(self, leaves: Sequence[Any]) -> list[Any]:
+        return select(self.of(leaves), self.outputs)
 
 
 def _unit_rows(rows: int, start: int, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -39,6 +39,11 @@ class Batch:
         """The arguments of one element, as the function is given them on its own."""
         return [_element(array, lead, row) for array, lead in zip(self.arrays, self.leads, strict=True)]
 
+    def moving(self, row: int) -> list[Array]:
+        """The arguments of one element that lead with the batch and are no counters, flags or seeds."""
+        led = zip(self.element(row), self.leads, strict=True)
+        return [array for array, lead in led if lead is Lead.BATCH and jnp.issubdtype(array.dtype, np.inexact)]
+
     def varies(self, argument: int, rows: Sequence[int]) -> bool:
         """Whether an argument is not the same in all of these rows."""
         return any(differs(self.arrays[argument], rows[0], row) for row in rows[1:])
@@ -95,7 +100,7 @@ def check(site: HostSite, batch: Batch, row: int, values: Sequence[Any]) -> None
     """Raise if what an element gave on its own is not what the batch gave for it."""
     wanted = [_alone(site, batch, row, output, value) for output, value in enumerate(values)]
     # What cancels leaves noise of the size of what it came from, such as the residual beside a solution.
-    noise = _largest([*batch.element(row), *wanted])
+    noise = _largest([*batch.moving(row), *wanted])
     for output, array in enumerate(wanted):
         got = batch.outputs[output][row]
         if not _close(got, array, site.conduct.verify, noise):

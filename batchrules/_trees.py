@@ -145,6 +145,10 @@ def matched(tree: Any, like: Any, *, branches: bool = False) -> list[Any]:
         raise ValueError(f"expected {len(expected)} children, as in {flatten(like)[1]}; got {found}")
     if _keys(tree) != _keys(like):
         raise ValueError(f"expected the keys {list(like)}; got {list(tree)}")
+    if isinstance(like, dict):
+        # Kinds of dict differ in the order of their children.
+        node: Any = like
+        got = [tree[key] for key in optree.tree_flatten_one_level(node)[2]]
     pairs = zip(got, expected, strict=True)
     return [leaf for child, like_child in pairs for leaf in matched(child, like_child, branches=branches)]
 
