@@ -15,8 +15,10 @@ from jax.interpreters import batching, mlir, xla
 from batchrules import _batch, _jacobian, _linear_rules, _placement, _recording, _rules, _sharded
 from batchrules._batch import Axes, OutAxis
 from batchrules._device_site import DeviceSite
+from batchrules._errors import ResultError
 from batchrules._jax_versions import Primitive
 from batchrules._methods import Choice
+from batchrules._recording import Result
 
 device_call_p = Primitive("batchrules_device_call")
 device_call_p.multiple_results = True
@@ -48,8 +50,19 @@ def _by_jacobian(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence[A
     of = _jacobian.jacobian_site(site, local, operands)
     primal_axes = _jacobian.primal_axes(site, local)
     blocks = [_rules.with_all_axes(b, primal_axes) for b in _run(of, primal_axes, operands[:fixed], of.batch_size)]
+    for block, result in zip(blocks, of.results, strict=True):
+        _check_block(block, result, primal_axes, of.name)
     outputs = _jacobian.contracted(jnp, site, local, blocks, operands[fixed:])
     return [_placement.summed_over_devices(output, axes, position) for position, output in enumerate(outputs)]
+
+
+def _check_block(block: Any, result: Result, axes: Axes, where: str) -> None:
+    expected = (*_batch.sizes(axes), *result.shape)
+    if block.shape != expected or block.dtype != result.dtype:
+        raise ResultError(
+            f"{where}: the jacobian endpoint's block {result.path!r} is {block.dtype}{list(block.shape)}, expected "
+            f"{result.dtype}{list(expected)}."
+        )
 
 
 def _run(site: DeviceSite, axes: Axes, operands: Sequence[Any], batch_size: int | None) -> list[_rules.Output]:

@@ -40,6 +40,7 @@ class Job:
         failed: The same with index and exception.
         keep_going: Whether the elements after a failed one are still called. Otherwise `failed` is expected to raise,
             and if it does not, the exception itself is raised.
+        weight: How many bytes the result of one call has.
     """
 
     call: Callable[[Any], Any]
@@ -48,6 +49,7 @@ class Job:
     settle: Callable[[int, Any], None]
     failed: Callable[[int, BaseException], None]
     keep_going: bool
+    weight: int = 0
 
     def take(self, index: int, outcome: Outcome) -> None:
         """Hand over what an element gave."""
@@ -69,6 +71,7 @@ class Pace:
 
     Args:
         workers: How many workers there are, or None if nobody knows.
+        weight: How many bytes the result of one element has.
         limit: The most tasks that may be submitted and not finished, or None.
     """
 
@@ -76,9 +79,14 @@ class Pace:
     SUBMITS = 10  # ... and at least as many times the price of submitting it
     WORKERS = 16  # a guess
     AHEAD = 4  # tasks for each worker
+    BYTES = 1 << 19  # the most that the results of one task should have
 
-    def __init__(self, workers: int | None, limit: int | None) -> None:
+    def __init__(self, workers: int | None, limit: int | None, weight: int = 0) -> None:
         self._limit = math.inf if limit is None else limit
+        self._most = max(1, self.BYTES // weight) if weight else math.inf
+        if self._most == 1 and workers is not None:
+            # Results so large must not pile up: those that run, and one that waits.
+            self._limit = min(self._limit, workers + 1)
         self._known = workers is not None
         self._workers = min(workers or self.WORKERS, self._limit)
         self._window = self.AHEAD * (workers or self.WORKERS)
@@ -102,7 +110,7 @@ class Pace:
         wanted = max(self.TASK, self.SUBMITS * self._submit) / max(self._element, 1e-9)
         # Small groups at the end, so that all workers finish together.
         share = remaining / (self.AHEAD * self._workers)
-        return max(1, round(min(wanted, share)))
+        return max(1, round(min(wanted, share, self._most)))
 
     def room(self) -> float:
         """How many tasks may be submitted and not finished."""
@@ -130,7 +138,7 @@ class PoolRun:
     def __init__(self, job: Job, executor: Executor, workers: int | None, limit: int | None) -> None:
         self._job = job
         self._executor = executor
-        self._pace = Pace(workers, limit)
+        self._pace = Pace(workers, limit, job.weight)
         self._link = Link((*serves(), executor))
         self._flying: dict[Future[Any], range] = {}
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()

@@ -10,7 +10,9 @@ from typing import NoReturn
 
 from batchrules._errors import (
     BatchContractError,
+    BatchContractWarning,
     DispatchError,
+    FailedElementsWarning,
     ForeignCallError,
     JaxInsideHostFunctionError,
     ReadOnlyArgumentError,
@@ -20,10 +22,12 @@ from batchrules._errors import (
 _KEPT = 1024  # of all threads, since a program may fail in any
 _MARK = ", with arguments "
 
-# These name the function and what to do already.
+# These name the function and what to do already. Warnings can be made errors.
 OWN_ERRORS = (
     BatchContractError,
+    BatchContractWarning,
     DispatchError,
+    FailedElementsWarning,
     ForeignCallError,
     JaxInsideHostFunctionError,
     ReadOnlyArgumentError,
@@ -131,7 +135,9 @@ def _note(error: BaseException, text: str) -> None:
     # An exception object that is raised again and again must not gather the notes of all times.
     caller = text.partition(" failed")[0]
     notes[:] = [note for note in notes if not (_MARK in note and note.startswith(f"{caller} failed"))]
-    error.add_note(text)
+    # An exception of a frozen class cannot be given a note, and goes on without.
+    with contextlib.suppress(AttributeError):
+        error.add_note(text)
 
 
 def last_error() -> BaseException | None:

@@ -64,18 +64,20 @@ class DirectionalDifference(Difference):
             check_real(self, [x for x, _ in moving], "arguments", "finite_difference")
         step = step_along(self, moving)
         signs = {"central": (1, -1), "forward": (1, 0), "complex_step": (1j,)}[self.scheme]
-        results = []
+        values = []
         for sign in signs:
             moved = [x if t is None else perturbed(x, t, sign * step) for x, t in moves]
-            results.append(self.function(*_trees.unflatten(tree, moved), **keywords))
-        leaves = [[np.asarray(leaf) for leaf in _trees.flatten(result)[0]] for result in results]
+            outputs, structure = _trees.flatten(self.function(*_trees.unflatten(tree, moved), **keywords))
+            # Copies, because the next call may use the same buffers.
+            values.append(([np.array(output) for output in outputs], structure))
+        leaves, structure = [value[0] for value in values], values[0][1]
         if self.scheme == "complex_step" and moving and not all(map(np.iscomplexobj, leaves[0])):
             raise NotDifferentiableError(
                 "finite_difference: 'complex_step' calls the function with complex numbers, and it returned real "
                 "ones: it lost the derivative. Use scheme='central', or make the function keep the imaginary part."
             )
         outputs = [difference(self.scheme, values, np.asarray(step)) for values in zip(*leaves, strict=True)]
-        return _trees.unflatten(_trees.flatten(results[0])[1], outputs)
+        return _trees.unflatten(structure, outputs)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class HostCall:
         outputs = host_call_p.bind(*operands, site=site, axes=())
         return site.body.tree(outputs)
 
-    def where(self, mask: Any, *args: Any, otherwise: Any = None, **kwargs: Any) -> Any:
+    def where(self, mask: Any, /, *args: Any, otherwise: Any = None, **kwargs: Any) -> Any:
         """Call the host function only where a mask is True.
 
         Under `jax.vmap`, `jax.lax.cond` runs both branches for every element and `while_loop` runs finished elements

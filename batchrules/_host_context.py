@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from batchrules._errors import JaxInsideHostFunctionError
 from batchrules._portable import portable
@@ -34,16 +35,25 @@ def run_inside(work: Callable[..., Any], *args: Any, allow_jax: bool) -> Any:
 
 
 class HostTask:
-    """The work of a host function on one element or chunk, in whatever thread or process it is done."""
+    """The work of a host function on one element or chunk, in whatever thread or process it is done.
 
-    __slots__ = ("_body",)
+    Args:
+        body: What is done.
+        waits: Whether the result waits until others are done, in buffers that the function may use again for them.
+    """
 
-    def __init__(self, body: Callable[[Sequence[Any]], Any]) -> None:
+    __slots__ = ("_body", "_waits")
+
+    def __init__(self, body: Callable[[Sequence[Any]], Any], *, waits: bool) -> None:
         self._body = body
+        self._waits = waits
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """Do it."""
-        return run_inside(self._body, leaves, allow_jax=False)
+        values = run_inside(self._body, leaves, allow_jax=False)
+        if not self._waits:
+            return values
+        return [value.copy() if isinstance(value, np.ndarray) else value for value in values]
 
 
 class FirstCall:
@@ -75,8 +85,7 @@ class FirstCall:
 
     def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         try:
-            with jax.transfer_guard("disallow_explicit"):
-                result = self._function(*args, **kwargs)
+            result = self._within_guard(args, kwargs)
         except jax.errors.JaxRuntimeError as error:
             if "isallowed" not in str(error):
                 raise
@@ -87,6 +96,20 @@ class FirstCall:
             ) from error
         self._passed = True
         return result
+
+    def _within_guard(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result, failure = None, None
+        with jax.transfer_guard("disallow_explicit"):
+            try:
+                result = self._function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  # raised below: the guard cannot pass on frozen exceptions
+                failure = error
+        if failure is None:
+            return result
+        try:
+            raise failure
+        finally:
+            del failure  # whose traceback holds this frame
 
 
 def passed_first_call(function: Callable[..., Any], name: str) -> FirstCall:

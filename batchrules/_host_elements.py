@@ -24,6 +24,7 @@ class Elements:
 
     def __init__(self, axes: Axes) -> None:
         self._axes = axes
+        self._row_numbers: dict[int, Array] = {}
         self.count = _batch.count(axes)
 
     def place(self, number: int) -> tuple[int, ...]:
@@ -40,29 +41,41 @@ class Elements:
             return _views(rows, range(self.count))
         return _views(rows, self._numbers(argument, axes, chosen).tolist())
 
-    def led(self, argument: int, array: Array, lead: Lead, chosen: Chosen = None) -> Array:
-        """One argument with the leading dimension that a method gives it, read-only."""
+    def led(self, argument: int, array: Array, lead: Lead, numbers: slice | Array) -> Array:
+        """One argument of these elements with the leading dimension that a method gives it, read-only."""
         axes = _batch.argument_axes(self._axes, argument)
         if not axes:
-            return self._repeated(array, lead, self.count if chosen is None else len(chosen))
+            return _repeated(array, lead, _length(numbers))
         rows = merged(array, len(axes))
-        if chosen is None and len(axes) == len(self._axes):
-            return rows
-        return read_only(rows[self._numbers(argument, axes, chosen)])
+        if len(axes) == len(self._axes):
+            return rows[numbers] if isinstance(numbers, slice) else read_only(rows[numbers])
+        return read_only(rows[self._numbers(argument, axes, None)[numbers]])
 
-    @staticmethod
-    def _repeated(array: Array, lead: Lead, count: int) -> Array:
-        if lead is Lead.NOTHING:
-            return array
-        return np.broadcast_to(array, (count if lead is Lead.BATCH else 1, *array.shape))
+    def ends(self, argument: int, array: Array) -> Array | None:
+        """The first and the last that there is of an argument; None if there is but one."""
+        axes = _batch.argument_axes(self._axes, argument)
+        rows = merged(array, len(axes)) if axes else array[None]
+        return rows if len(rows) > 1 else None
 
     def _numbers(self, argument: int, axes: Axes, chosen: Chosen) -> Array:
         """For each element, the row of an argument."""
         if len(axes) == len(self._axes):
-            numbers = np.arange(self.count)
-        else:
-            numbers = _row_numbers(self._axes, [axis.in_batched[argument] for axis in self._axes])
+            return np.arange(self.count) if chosen is None else chosen
+        if argument not in self._row_numbers:
+            along = [axis.in_batched[argument] for axis in self._axes]
+            self._row_numbers[argument] = _row_numbers(self._axes, along)
+        numbers = self._row_numbers[argument]
         return numbers if chosen is None else numbers[chosen]
+
+
+def _length(numbers: slice | Array) -> int:
+    return numbers.stop - numbers.start if isinstance(numbers, slice) else len(numbers)
+
+
+def _repeated(array: Array, lead: Lead, count: int) -> Array:
+    if lead is Lead.NOTHING:
+        return array
+    return np.broadcast_to(array, (count if lead is Lead.BATCH else 1, *array.shape))
 
 
 class Outputs:
@@ -95,12 +108,13 @@ class Outputs:
         else:
             self.buffers[output][rows[number]] += value
 
-    def store_many(self, numbers: slice | Array, output: int, values: Array) -> None:
-        """Take an output of several elements."""
+    def store_many(self, numbers: slice | Array, output: int, values: Array, *, keep: bool) -> None:
+        """Take an output of several elements. `keep` says that the array may be kept: it will not change."""
         rows, buffer = self._rows[output], self.buffers[output]
-        if len(values) == _batch.count(self._axes):
-            # The whole batch: nothing needs to be copied, and one sum serves all rows.
-            self.buffers[output] = values if rows is None else self._summed(output, values, buffer.dtype)
+        if rows is not None and len(values) == _batch.count(self._axes):
+            self.buffers[output] = self._summed(output, values, buffer.dtype)
+        elif keep and rows is None and len(values) == len(buffer):
+            self.buffers[output] = values
         elif rows is None:
             buffer[numbers] = values
         elif len(buffer) == 1:
@@ -121,7 +135,9 @@ class Outputs:
     def fail(self, numbers: int | slice | Array) -> None:
         """Make elements NaN."""
         for rows, buffer in zip(self._rows, self.buffers, strict=True):
-            buffer[numbers if rows is None else rows[numbers]] = np.nan
+            # Both parts of a complex number: a complex step reads the imaginary one.
+            nan = complex(np.nan, np.nan) if buffer.dtype.kind == "c" else np.nan
+            buffer[numbers if rows is None else rows[numbers]] = nan
 
     def shaped(self) -> tuple[Array, ...]:
         """The outputs with their axes in front."""

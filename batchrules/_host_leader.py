@@ -30,6 +30,9 @@ attempt_p.multiple_results = True
 raise_p = Primitive("batchrules_raise")
 raise_p.multiple_results = True
 
+_TICKET_BITS = 20
+_KEPT = 8
+
 
 class Attempts:
     """The failures of one call site, by ticket. Ticket 0 means that nothing failed."""
@@ -40,6 +43,8 @@ class Attempts:
         self._name = site.name
         self.arguments = len(shapes)
         self._failures: dict[int, BaseException] = {}
+        # Tickets of different processes differ: one that another process reports is not looked up among one's own.
+        self._first_ticket = jax.process_index() << _TICKET_BITS
         self._tickets = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -60,9 +65,10 @@ class Attempts:
 
     def _keep(self, error: BaseException) -> int:
         with self._lock:
-            ticket = next(self._tickets) % (2**31 - 1) or 1
+            ticket = self._first_ticket + (next(self._tickets) % (1 << _TICKET_BITS) or 1)
             self._failures[ticket] = error
-            self._failures.pop(ticket - 8, None)
+            while len(self._failures) > _KEPT:
+                self._failures.pop(next(iter(self._failures)))
         return ticket
 
 

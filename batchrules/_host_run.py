@@ -50,6 +50,16 @@ class Run:
         """Whether a failure leaves the other elements be."""
         return self.frame.site.conduct.on_error == "nan"
 
+    def start_over(self) -> None:
+        """Forget all outputs and failures."""
+        self.outputs.clear()
+        self._failed.clear()
+        self._first = None
+
+    def one_by_one(self, numbers: Sequence[int]) -> Run:
+        """The run of some of its elements that a call for all of them has failed for."""
+        return Run(self.frame, self.given, np.asarray(numbers), self.outputs, self._failed)
+
     def store(self, number: int, values: Sequence[object]) -> None:
         """Take the results of one element."""
         for output, value in enumerate(values):
@@ -60,13 +70,15 @@ class Run:
         """Raise the failure of an element, or make it NaN."""
         if not self._may_be_nan(error):
             self.frame.fail(error, number)
-        self._keep([number], error)
+        self.outputs.fail(number)
+        self._failed.append(number)
+        self._first = self._first or error
 
     def failed_many(self, numbers: Sequence[int], error: BaseException, shapes: Shapes) -> None:
-        """Raise the failure of a call for several elements, or make them NaN."""
+        """Raise the failure of a call for several elements; returns if each of them is to be tried on its own."""
         if not self._may_be_nan(error):
             self.frame.fail_many(error, (numbers[0], numbers[-1]), shapes)
-        self._keep(numbers, error)
+        self._first = self._first or error
 
     def _may_be_nan(self, error: BaseException) -> bool:
         # A broken promise concerns all elements, and what is no Exception was not meant for us.
@@ -74,14 +86,9 @@ class Run:
             return False
         return read_only_error(self.frame.site.name, error) is None
 
-    def _keep(self, numbers: Sequence[int], error: BaseException) -> None:
-        self.outputs.fail(np.asarray(numbers))
-        self._failed.extend(numbers)
-        self._first = self._first or error
-
     def warn(self) -> None:
         """Warn once if elements failed."""
-        if self._first is None:
+        if self._first is None or not self._failed:
             return
         places = [str(place) for place in sorted({self.frame.place(number) for number in self._failed})]
         listed = ", ".join(places[:_SHOWN]) + (", ..." if len(places) > _SHOWN else "")

@@ -104,7 +104,7 @@ class Runner:
         if self._axes and self.choice.vectorised and not self._site.trust.distrusts(self._site):
             if _host_vectorised.run(run):
                 return
-            run.outputs.clear()
+            run.start_over()
         _host_sequential.run(run)
 
     def _chosen(self, arrays: Sequence[Array]) -> Chosen:

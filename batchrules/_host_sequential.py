@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -76,6 +77,10 @@ def _dispatched(this: Run, elements: Iterable[Element]) -> None:
         this.failed(numbers[index], error)
 
     payloads = (leaves for _, leaves in elements)
-    call = HostTask(this.frame.site.body)
-    job = Job(call, payloads, this.count, settle, failed, keep_going=this.keeps_going)
+    call = HostTask(this.frame.site.body, waits=True)
+    job = Job(call, payloads, this.count, settle, failed, keep_going=this.keeps_going, weight=_bytes(this))
     this.frame.site.conduct.dispatch.run(job)
+
+
+def _bytes(this: Run) -> int:
+    return sum(math.prod(result.shape) * result.dtype.itemsize for result in this.frame.site.results)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from batchrules import _host_results, _host_verify
+from batchrules import _host_results, _host_sequential, _host_verify
 from batchrules._dispatch import Job
 from batchrules._errors import BatchContractError, BatchContractWarning
 from batchrules._host_context import HostTask
@@ -45,23 +45,28 @@ class _Chunks:
         self._size = min(self._site.batch_size or this.count, this.count)
         self._to_check: tuple[Batch, tuple[int, ...]] | None = None
         self._starts = range(0, this.count, self._size)
-        led = this.frame.elements.led
-        pairs = enumerate(zip(this.given, self._leads, strict=True))
-        self._led = [led(i, array, lead, this.chosen) for i, (array, lead) in pairs]
+        self._failed_numbers: list[int] = []
         # What is known of a function holds for the arguments that were mapped then, and varied, and no others.
-        dtypes = tuple(array.dtype.str for array in self._led)
+        dtypes = tuple(array.dtype.str for array in this.given)
         self._key = self._site, tuple(this.frame.element_shapes), dtypes, this.frame.choice.method, this.frame.mapped
         self._is_due = self._site.conduct.verify is not False and self._site.trust.must_check(self._key, self._varies)
 
     def run(self) -> None:
         """Make the calls."""
         payloads = (self._arrays(index) for index in range(len(self._starts)))
-        call = HostTask(self._site.body)
+        call = self._task
         keep_going = self._this.keeps_going
         job = Job(call, payloads, len(self._starts), self._settle, self._failed, keep_going=keep_going)
         self._make(job)
         if self._to_check is not None:
             self._verify(*self._to_check)
+        if self._failed_numbers:
+            # on_error="nan": only the elements that fail are NaN, and a call tells nothing of which these are.
+            _host_sequential.run(self._this.one_by_one(sorted(self._failed_numbers)))
+
+    @property
+    def _task(self) -> HostTask:
+        return HostTask(self._site.body, waits=self._site.conduct.dispatch.executor is not None)
 
     def _make(self, job: Job) -> None:
         if self._site.conduct.allow_jax:
@@ -73,33 +78,44 @@ class _Chunks:
         return self._starts[index], min(self._starts[index] + self._size, self._this.count)
 
     def _arrays(self, index: int) -> list[Array]:
+        """What a call is given; gathered for each call alone, so that batch_size bounds the memory."""
         start, stop = self._bounds(index)
-        if stop - start == self._this.count:
-            return self._led
-        return [x[start:stop] if lead is Lead.BATCH else x for x, lead in zip(self._led, self._leads, strict=True)]
+        numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
+        led = self._this.frame.elements.led
+        pairs = enumerate(zip(self._this.given, self._leads, strict=True))
+        return [led(i, array, lead, numbers) for i, (array, lead) in pairs]
+
+    def _shapes(self, size: int) -> tuple[tuple[int, ...], ...]:
+        sizes = {Lead.BATCH: (size,), Lead.ONE: (1,), Lead.NOTHING: ()}
+        pairs = zip(self._leads, self._this.frame.element_shapes, strict=True)
+        return tuple((*sizes[lead], *shape) for lead, shape in pairs)
 
     def _settle(self, index: int, values: Sequence[Any]) -> None:
         start, stop = self._bounds(index)
-        arrays = self._arrays(index)
-        results = self._checked(values, arrays, stop - start)
+        results = self._checked(values, stop - start)
         if self._is_due and self._to_check is None and stop - start > 1:
-            batch = Batch(self._this.frame.choice.method, stop - start, arrays, self._leads, results)
-            if (rows := _host_verify.differing_rows(batch)) is not None:
-                # The check calls the function again, which may use the same buffer for its result.
-                results = [np.array(result) for result in results]
-                self._to_check = replace(batch, outputs=results), rows
+            self._choose_rows(index, results)
         numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
         for output, value in enumerate(results):
-            self._this.outputs.store_many(numbers, output, value)
+            # The check calls the function again, which may use the same buffer for its result.
+            self._this.outputs.store_many(numbers, output, value, keep=self._to_check is None)
+
+    def _choose_rows(self, index: int, results: Sequence[Array]) -> None:
+        start, stop = self._bounds(index)
+        batch = Batch(self._this.frame.choice.method, stop - start, self._arrays(index), self._leads, {})
+        if (rows := _host_verify.differing_rows(batch)) is not None:
+            kept = {row: [np.array(result[row]) for result in results] for row in rows}
+            self._to_check = replace(batch, outputs=kept), rows
 
     def _failed(self, index: int, error: BaseException) -> None:
         start, stop = self._bounds(index)
-        shapes = [array.shape for array in self._arrays(index)]
-        self._this.failed_many(self._this.numbers[start:stop], error, shapes)
+        numbers = self._this.numbers[start:stop]
+        self._this.failed_many(numbers, error, self._shapes(stop - start))
+        self._failed_numbers.extend(numbers)
 
-    def _checked(self, values: Sequence[Any], arrays: Sequence[Array], size: int) -> list[Array]:
+    def _checked(self, values: Sequence[Any], size: int) -> list[Array]:
         """The outputs of a call; every one leads with the size of the batch."""
-        given = BatchGiven(self._this.frame.choice.method, size, tuple(array.shape for array in arrays))
+        given = BatchGiven(self._this.frame.choice.method, size, self._shapes(size))
         return [self._as_batch(output, value, given) for output, value in enumerate(values)]
 
     def _as_batch(self, output: int, value: Any, given: BatchGiven) -> Array:
@@ -122,8 +138,8 @@ class _Chunks:
 
     def _varies(self, argument: int) -> bool:
         """Whether the ends of an argument differ: a quick look, for each call."""
-        array = self._led[argument]
-        return len(array) > 1 and _host_verify.differs(array, 0, -1)
+        ends = self._this.frame.elements.ends(argument, self._this.given[argument])
+        return ends is not None and _host_verify.differs(ends, 0, -1)
 
     def _verify(self, batch: Batch, rows: tuple[int, ...]) -> None:
         this = self._this
@@ -138,7 +154,7 @@ class _Chunks:
                 return
             raise _host_verify.failed_alone(self._site, batch, rows[index], error) from error
 
-        call = HostTask(self._site.body)
+        call = self._task
         elements = [batch.element(row) for row in rows]
         self._make(Job(call, elements, len(rows), settle, failed, keep_going=this.keeps_going))
         if None in alone:

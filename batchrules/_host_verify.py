@@ -6,7 +6,7 @@ differ, because equal elements prove nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,13 @@ _MOST_NOISE = 1e-3  # for 16-bit numbers, whose last place is large
 
 @dataclass(frozen=True)
 class Batch:
-    """A vectorised call: what it was given, what each argument leads with, and what it gave."""
+    """A vectorised call: what it was given, what each argument leads with, and what it gave in some rows."""
 
     method: str
     size: int
     arrays: Sequence[Array]
     leads: Sequence[Lead]
-    outputs: Sequence[Array]
+    outputs: Mapping[int, Sequence[Array]]
 
     def element(self, row: int) -> list[Array]:
         """The arguments of one element, as the function is given them on its own."""
@@ -102,7 +102,7 @@ def check(site: HostSite, batch: Batch, row: int, values: Sequence[Any]) -> None
     # What cancels leaves noise of the size of what it came from, such as the residual beside a solution.
     noise = _largest([*batch.moving(row), *wanted])
     for output, array in enumerate(wanted):
-        got = batch.outputs[output][row]
+        got = batch.outputs[row][output]
         if not _close(got, array, site.conduct.verify, noise):
             raise _broken(site, batch, (row, output), (got, array))
 

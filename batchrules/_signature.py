@@ -43,7 +43,7 @@ class CallStructure:
     @property
     def has_keyword_arrays(self) -> bool:
         """Whether any array is a keyword argument."""
-        return bool(_trees.unflatten(self.tree, range(self.tree.count))[1])
+        return bool(_trees.flatten(_trees.unflatten(self.tree, range(self.tree.count))[1])[0])
 
     def mirror(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The positional arguments with these leaves in place of the arrays, and None for static ones."""

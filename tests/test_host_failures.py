@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import re
 import threading
 import time
 
@@ -243,6 +244,9 @@ DERIVATIVES = {
 def test_failure_of_an_endpoint(way, which, dispatch):
     endpoint, derivative, place, arguments = DERIVATIVES[which]
     text = told(way, lambda: derivative(with_endpoint(endpoint, **dispatch)))
+    if dispatch:
+        # Every row of a Jacobian fails for this element, and which comes first is not known.
+        text = re.sub(r"at element \(\d, 2\)", "at element (0, 2)", text)
     assert text == f"host_call 'solve' ({endpoint}) failed{place}, with arguments {arguments}: ReactorError: {MESSAGE}"
 
 

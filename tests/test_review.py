@@ -29,7 +29,7 @@ def test_auto_is_not_misled_by_paths_that_collide():
 
 
 def test_vjp_answer_with_other_keys_is_refused():
-    def other_keys(args, cotangents, needed):  # noqa: ARG001
+    def other_keys(args, cotangents, needed):
         return ({"b_bar": cotangents, "c": cotangents},)
 
     f = batchrules.device_call(lambda p: p["a"] * p["b"], vjp=other_keys)

@@ -1,0 +1,152 @@
+"""An answer is checked before it is used: whatever is wrong with it is an error that names the field."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from batchrules_tesseract import TesseractAnswerError, TesseractClient, TesseractError, apply_tesseract
+from fake import GOOD, fake_tesseract
+
+from batchrules import ResultError
+
+
+@pytest.fixture
+def fake():
+    with fake_tesseract() as server:
+        yield server
+
+
+def answered(fake, **changes):
+    fake.answers["/apply"] = {"y": {**GOOD, **changes}}
+    with TesseractClient(fake.url) as client:
+        return client.apply({})
+
+
+def test_a_good_answer(fake):
+    np.testing.assert_array_equal(answered(fake)["y"], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"shape": [3]}, "16 bytes.*need 24"),
+        ({"shape": [1]}, "16 bytes.*need 8"),
+        ({"shape": [-2]}, "shape"),
+        ({"shape": [2.0]}, "shape"),
+        ({"shape": None}, "shape"),
+        ({"shape": [10**15]}, "need"),
+        ({"dtype": "float32"}, "16 bytes.*need 8"),
+        ({"dtype": "object"}, "dtype 'object'"),
+        ({"dtype": "O"}, "dtype 'O'"),
+        ({"dtype": None}, "dtype None"),
+        ({"data": None}, "no data"),
+        ({"data": {"buffer": "%%%", "encoding": "base64"}}, "base64"),
+        ({"data": {"buffer": [1.0, 2.0], "encoding": "base64"}}, "expected a string"),
+        ({"data": {"buffer": "a.bin:0", "encoding": "binref"}}, "not asked for"),
+        ({"data": {"buffer": "x", "encoding": "pickle"}}, "not asked for"),
+        ({"data": {"buffer": "x", "encoding": "base64", "compression": "lz4"}}, "compressed"),
+        ({"data": {"buffer": [[1.0], [2.0]], "encoding": "json"}}, r"\(2, 1\)"),
+        ({"data": {"buffer": ["a", "b"], "encoding": "json"}}, "numbers"),
+        ({"data": {"buffer": [[1.0], 2.0], "encoding": "json"}}, "numbers"),
+    ],
+)
+def test_a_wrong_array(fake, changes, text):
+    with pytest.raises(TesseractAnswerError, match=text) as caught:
+        answered(fake, **changes)
+    assert "'y'" in str(caught.value)
+    assert fake.url in str(caught.value)
+
+
+def test_a_wrong_array_far_inside(fake):
+    fake.answers["/apply"] = {"a": [{"b": {**GOOD, "shape": [5]}}]}
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractAnswerError, match=r"'a\.\[0\]\.b'"):
+        client.apply({})
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff"])
+def test_no_json(fake, body):
+    fake.answers["/apply"] = body
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractAnswerError, match="not JSON"):
+        client.apply({})
+
+
+class Shared:
+    """A fake Tesseract that answers with references into a shared folder."""
+
+    def __init__(self, fake, folder):
+        self.fake = fake
+        self.outputs = folder / "out"
+        self.outputs.mkdir()
+        (self.outputs / "good.bin").write_bytes(np.array([1.0, 2.0]).tobytes())
+        (folder / "secret.bin").write_bytes(bytes(16))
+
+    def read(self, reference):
+        self.fake.answers["/apply"] = {"y": {**GOOD, "data": {"buffer": reference, "encoding": "binref"}}}
+        options = {"encoding": "binref", "input_folder": self.outputs, "output_folder": self.outputs}
+        with TesseractClient(self.fake.url, **options) as client:
+            return client.apply({})["y"]
+
+
+@pytest.fixture
+def shared(fake, tmp_path):
+    return Shared(fake, tmp_path)
+
+
+@pytest.mark.parametrize("reference", ["good.bin", "good.bin:0", "./good.bin:0"])
+def test_a_reference_into_the_folder(shared, reference):
+    np.testing.assert_array_equal(shared.read(reference), [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("../secret.bin:0", "outside"),
+        ("/etc/passwd:0", "outside"),
+        ("link.bin:0", "outside"),
+        ("missing.bin:0", "no file"),
+        (".:0", "no file"),
+        ("good.bin:8", "8 bytes.*need 16"),
+        ("good.bin:999", "0 bytes.*need 16"),
+        ("", "expected '<path>:<offset>'"),
+    ],
+)
+def test_a_wrong_reference(shared, reference, text):
+    (shared.outputs / "link.bin").symlink_to(shared.outputs.parent / "secret.bin")
+    with pytest.raises(TesseractAnswerError, match=text):
+        shared.read(reference)
+    assert (shared.outputs.parent / "secret.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ({"y": {**GOOD, "shape": [1, 2]}}, "y"),
+        ({"y": {**GOOD, "dtype": "int64"}}, "y"),
+        ({"y": None}, "'y'"),
+        ({"y": 1.5, "z": 1}, "structure"),
+        ({}, "structure"),
+        ([1], "structure"),
+    ],
+)
+def test_an_answer_other_than_promised(fake, answer, text):
+    fake.answers["/apply"] = answer
+    with TesseractClient(fake.url) as client, pytest.raises((TesseractError, ResultError), match=text):
+        apply_tesseract(client, {"x": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("answer", [{}, {"x": GOOD, "z": GOOD}, {"x": None}, [], {"x": {**GOOD, "shape": [2, 1]}}])
+def test_a_wrong_cotangent(fake, answer):
+    import jax
+
+    fake.answers["/vector_jacobian_product"] = answer
+    with TesseractClient(fake.url) as client, pytest.raises((TesseractError, ResultError), match="x"):
+        jax.grad(lambda x: apply_tesseract(client, {"x": x})["y"].sum())(jnp.ones(2))
+
+
+@pytest.mark.parametrize("described", [{"shape": "ab", "dtype": "float64"}, {"shape": [2], "dtype": "nonsense"}])
+def test_a_wrong_description(fake, described):
+    fake.answers["/abstract_eval"] = {"y": described}
+    with (
+        TesseractClient(fake.url) as client,
+        pytest.raises((TesseractAnswerError, ValueError), match=r"abstract_eval|shape"),
+    ):
+        apply_tesseract(client, {"x": jnp.ones(2)})
