@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint test-matrix bench clean say-demo say-test say-lint say-test-matrix say-bench
+.PHONY: help demo test test-adapter lint test-matrix bench clean say-demo say-test say-adapter say-lint say-test-matrix say-bench
 
 # The first of these that runs and is new enough; one may exist and yet not run (a pyenv shim).
 ifndef PYTHON
@@ -27,6 +27,9 @@ demo: say-demo $(VENV)/.ready-demo ## Run the main job on real foreign code
 test: say-test $(VENV)/.ready-test ## Run the tests and the doctests (PYTEST_ARGS='-k vmap' and the like)
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
 
+test-adapter: say-adapter $(VENV)/.ready-adapter ## Run the tests of the Tesseract adapter, against served Tesseracts
+	@cd adapters/tesseract && ../../$(PY) -m pytest -q $(PYTEST_ARGS)
+
 lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-lint ## Check style (ruff) and types (pyright)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -48,6 +51,8 @@ say-demo:
 	@echo '==> make demo: real foreign code under jax.vmap, each method against JAX (demo/run.py)'
 say-test:
 	@echo '==> make test: the tests, the doctests of batchrules/, and the code in README.md and docs/'
+say-adapter:
+	@echo '==> make test-adapter: adapters/tesseract, against Tesseracts that it serves'
 say-lint:
 	@echo '==> make lint: ruff check, ruff format --check, pyright'
 say-test-matrix:
@@ -67,6 +72,11 @@ $(VENV)/.ready-python:
 		echo 'No virtual environment could be made with $(PYTHON) (its own message is above).' \
 			'On Debian or Ubuntu: apt install python3-venv. Elsewhere: $(PYTHON) -m pip install virtualenv.' \
 			'Or choose another interpreter: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.ready-adapter: adapters/tesseract/pyproject.toml $(VENV)/.ready-test
+	@echo '==> set-up: batchrules-tesseract[test] into $(VENV)'
+	@$(PIP_INSTALL) -e 'adapters/tesseract[test]'
 	@touch $@
 
 $(VENV)/.ready-%: pyproject.toml $(VENV)/.ready-python
