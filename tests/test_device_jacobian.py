@@ -106,11 +106,10 @@ def test_needed_tells_the_arguments_in_use():
 def test_on_an_explicit_mesh(explicit_mesh):
     from jax.sharding import NamedSharding, PartitionSpec
 
-    with jax.set_mesh(explicit_mesh):
-        xs = jax.device_put(XS, NamedSharding(explicit_mesh, PartitionSpec("x")))
-        y = jax.device_put(Y, NamedSharding(explicit_mesh, PartitionSpec()))
-        f = Counted(["jacobian"])
-        result = jax.jit(jax.grad(lambda y: jnp.sum(jax.vmap(f.call, (0, None))(xs, y)["a"] ** 2)))(y)
+    xs = jax.device_put(XS, NamedSharding(explicit_mesh, PartitionSpec("x")))
+    y = jax.device_put(Y, NamedSharding(explicit_mesh, PartitionSpec()))
+    f = Counted(["jacobian"])
+    result = jax.jit(jax.grad(lambda y: jnp.sum(jax.vmap(f.call, (0, None))(xs, y)["a"] ** 2)))(y)
     wanted = jax.grad(lambda y: jnp.sum(jax.vmap(twin, (0, None))(XS, y)["a"] ** 2))(Y)
     for shard in result.addressable_shards:
         np.testing.assert_allclose(shard.data, wanted, 1e-9)
