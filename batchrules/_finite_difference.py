@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from batchrules import _trees
+from batchrules import _precision, _trees
 from batchrules._errors import NotDifferentiableError
 from batchrules._sites import select
 from batchrules._values import hashable
@@ -40,7 +40,7 @@ class Difference:
             return self.step
         if self.scheme == "complex_step":
             return _COMPLEX_STEP
-        eps = float(jnp.finfo(dtype).eps)
+        eps = _precision.epsilon(dtype)
         return eps ** (1 / 3) if self.scheme == "central" else eps**0.5
 
 

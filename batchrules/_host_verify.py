@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from batchrules import _host_results
+from batchrules import _host_results, _precision
 from batchrules._errors import BatchContractError
 from batchrules._failures import message_of
 from batchrules._host_site import HostSite
@@ -124,7 +124,7 @@ def _close(got: Array, wanted: Array, verify: float, noise: float) -> bool:
     rtol = _tolerance(got.dtype) if verify is True else verify
     wide = np.complex128 if got.dtype.kind == "c" else np.float64
     # Relative to the largest number of the output, since small ones are often differences of large ones.
-    atol = rtol * _largest([wanted]) + noise * min(_NOISE * float(jnp.finfo(got.dtype).eps), _MOST_NOISE)
+    atol = rtol * _largest([wanted]) + noise * min(_NOISE * _precision.epsilon(got.dtype), _MOST_NOISE)
     return bool(np.allclose(got.astype(wide), wanted.astype(wide), rtol, atol, equal_nan=True))
 
 
@@ -139,7 +139,8 @@ def _largest(arrays: Sequence[Any]) -> float:
 
 
 def _tolerance(dtype: np.dtype[Any]) -> float:
-    return 1e-6 if jnp.finfo(dtype).bits >= 64 else 1e-3 if jnp.finfo(dtype).bits == 32 else 2e-2
+    width = _precision.bits(dtype)
+    return 1e-6 if width >= 64 else 1e-3 if width == 32 else 2e-2
 
 
 def _broken(site: HostSite, batch: Batch, place: tuple[int, int], values: tuple[Array, Array]) -> BatchContractError:

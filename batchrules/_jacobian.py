@@ -5,8 +5,10 @@ Written once for NumPy and for JAX: `xp` is the module whose arrays these are.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -105,12 +107,13 @@ def contracted(xp: Any, site: Site, axes: Axes, blocks: Sequence[Any], linear: S
     along = [p for p, axis in enumerate(axes) if any(axis.in_batched[: len(site.paths) - site.linear])]
     outputs = []
     for position, result in enumerate(site.results):
-        total = 0
+        products = []
         for k, vector in enumerate(linear):
             row, column = (k, position) if site.is_cotangent else (position, k)
-            block = blocks[row * columns + column]
-            total = total + _product(xp, (site, axes, position), _term(site, along, block, result), (vector, k))
-        outputs.append(total)
+            term = _term(site, along, blocks[row * columns + column], result)
+            products.append(_product(xp, (site, axes, position), term, (vector, k)))
+        # Not `sum`, which starts from 0: an old NumPy makes float32 of 0 + bfloat16.
+        outputs.append(reduce(operator.add, products))
     return outputs
 
 
