@@ -17,11 +17,13 @@ from batchrules._errors import (
     ReadOnlyArgumentError,
     ResultError,
 )
+from batchrules._events import RecordedCall
 from batchrules._failures import last_error, original_errors
 from batchrules._ffi import ffi_update_params
 from batchrules._finite_difference import FiniteDifference, finite_difference
 from batchrules._host_call import HostCall, host_call
 from batchrules._methods import Choice
+from batchrules._progress import progress
 from batchrules._register import register, registered, unregister
 from batchrules._registration import BatchInfo, Registration
 from batchrules._schema import ArraySpec, Schema
@@ -29,14 +31,24 @@ from batchrules._schema import ArraySpec, Schema
 if TYPE_CHECKING:
     from batchrules._bmap import bmap
     from batchrules._device_call import DeviceCall, device_call
+    from batchrules._explain import explain
+    from batchrules._explain_report import CallSite, Report
+    from batchrules._record import Recording, record
+    from batchrules._record_report import Summary
 
     __version__: str
 
 # Loaded when first used, so that a program which uses one of them does not wait for all.
 _LAZY = {
+    "CallSite": "batchrules._explain_report",
     "DeviceCall": "batchrules._device_call",
+    "Recording": "batchrules._record",
+    "Report": "batchrules._explain_report",
+    "Summary": "batchrules._record_report",
     "bmap": "batchrules._bmap",
     "device_call": "batchrules._device_call",
+    "explain": "batchrules._explain",
+    "record": "batchrules._record",
 }
 
 __all__ = [
@@ -44,6 +56,7 @@ __all__ = [
     "BatchContractError",
     "BatchContractWarning",
     "BatchInfo",
+    "CallSite",
     "Choice",
     "DerivativeError",
     "DeviceCall",
@@ -57,16 +70,23 @@ __all__ = [
     "MissingEndpointError",
     "NotDifferentiableError",
     "ReadOnlyArgumentError",
+    "RecordedCall",
+    "Recording",
     "Registration",
+    "Report",
     "ResultError",
     "Schema",
+    "Summary",
     "bmap",
     "device_call",
+    "explain",
     "ffi_update_params",
     "finite_difference",
     "host_call",
     "last_error",
     "original_errors",
+    "progress",
+    "record",
     "register",
     "registered",
     "unregister",

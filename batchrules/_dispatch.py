@@ -101,10 +101,11 @@ def _whole_number(value: Any, option: str, without: str, where: str) -> int:
 def _run_in_order(job: Job) -> None:
     for index, payload in enumerate(job.payloads):
         try:
-            outcome = job.call(payload), None
-        except Exception as error:  # noqa: BLE001  # `take` hands it over or raises it
-            outcome = None, error
-        job.take(index, outcome)
+            value = job.call(payload)
+        except Exception as error:  # noqa: BLE001  # handed over or raised
+            job.refuse(index, error)
+        else:
+            job.settle(index, value)
 
 
 def _run_on_threads(job: Job, workers: int, limit: int | None) -> None:

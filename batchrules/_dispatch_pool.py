@@ -51,11 +51,8 @@ class Job:
     keep_going: bool
     weight: int = 0
 
-    def take(self, index: int, outcome: Outcome) -> None:
-        """Hand over what an element gave."""
-        value, error = outcome
-        if error is None:
-            return self.settle(index, value)
+    def refuse(self, index: int, error: Any) -> None:
+        """Hand over how an element failed: an exception, or its `Carried` form."""
         error = error.arrived() if isinstance(error, Carried) else error
         if not isinstance(error, Exception):
             # KeyboardInterrupt and SystemExit are no result of an element, wherever they were raised.
@@ -63,7 +60,6 @@ class Job:
         self.failed(index, error)
         if not self.keep_going:
             raise error
-        return None
 
 
 class Pace:
@@ -78,6 +74,7 @@ class Pace:
     TASK = 2e-3  # seconds: what a task should last at least, and an element that lasts as long is a task of its own
     SUBMITS = 10  # ... and at least as many times the price of submitting it
     WORKERS = 16  # a guess
+    LAST = 5e-4  # seconds: what even the last tasks should last
     AHEAD = 4  # tasks for each worker
     RISE = 1.1  # the most by which one report raises what an element is thought to last
     BYTES = 1 << 19  # the most that the results of one task should have
@@ -93,6 +90,7 @@ class Pace:
         self._window = self.AHEAD * (workers or self.WORKERS)
         self._patience = self.TASK
         self._element: float | None = None
+        self._first_share = 0.0
         self._submit = math.inf
 
     def submitted(self, seconds: float) -> None:
@@ -109,9 +107,11 @@ class Pace:
         """How many elements the next task should have."""
         if self._element is None or self._element >= self.TASK:
             return 1
-        wanted = max(self.TASK, self.SUBMITS * self._submit) / max(self._element, 1e-9)
-        # Small groups at the end, so that all workers finish together.
-        share = remaining / (self.AHEAD * self._workers)
+        each, share = max(self._element, 1e-9), remaining / (self.AHEAD * self._workers)
+        wanted = max(self.TASK, self.SUBMITS * self._submit) / each
+        self._first_share = self._first_share or share
+        # Smaller and smaller, so that all workers finish together, but no smaller than is worth a task.
+        share = max(share, min(self.LAST / each, self._first_share))
         return max(1, round(min(wanted, share, self._most)))
 
     def room(self) -> float:
@@ -194,9 +194,13 @@ class PoolRun:
         indices = self._flying.pop(future)
         outcomes, seconds = self._report(future)
         self._pace.finished(len(outcomes), seconds)
+        settle = self._job.settle
         # A task that stopped early reports fewer outcomes, and the last of them raises here.
-        for index, outcome in zip(indices, outcomes, strict=False):
-            self._job.take(index, outcome)
+        for index, (value, error) in zip(indices, outcomes, strict=False):
+            if error is None:
+                settle(index, value)
+            else:
+                self._job.refuse(index, error)
             self._taken += 1
 
     def _report(self, future: Future[Any]) -> tuple[list[Outcome], float]:

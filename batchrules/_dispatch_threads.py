@@ -25,12 +25,14 @@ class Threads(Executor):
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Queue a call, and start a thread unless there are enough. Only for the thread that made the pool."""
+        """Queue a call, and start a thread if none is idle. Only for the thread that made the pool."""
         future: Future[Any] = Future()
         self._items.put((future, fn, args, kwargs))
-        if len(self._threads) < self._workers:
+        # To start a thread takes milliseconds while others compute; short calls are done before it has started.
+        if len(self._threads) < self._workers and not self._idle.acquire(blocking=False):
             self._start()
         return future
 
@@ -50,10 +52,17 @@ class Threads(Executor):
         thread.start()
 
     def _work(self) -> None:
-        while (item := self._items.get()) is not None:
+        while (item := self._next()) is not None:
             _do(*item)
             # Or the last result lives until the next call comes.
             del item
+
+    def _next(self) -> Item | None:
+        try:
+            return self._items.get_nowait()
+        except queue.Empty:
+            self._idle.release()
+            return self._items.get()
 
     def _cancel_queued(self) -> None:
         while not self._items.empty():

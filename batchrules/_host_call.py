@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -21,6 +21,7 @@ from batchrules._host_trust import Trust
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
 from batchrules._options import checked_bool, checked_endpoints
+from batchrules._progress import own_bar
 from batchrules._promise import promised
 from batchrules._schema import as_schema, as_signature
 from batchrules._signature import Call, Parameters
@@ -34,8 +35,16 @@ class HostCall:
     under `jax.vmap` the mapped axes are recorded, and one callback runs the whole batch.
     """
 
-    def __init__(self, fn: Callable[..., Any], result_shape: Any, parameters: Parameters, options: HostOptions) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        result_shape: Any,
+        parameters: Parameters,
+        options: HostOptions,
+        given: Mapping[str, Any],
+    ) -> None:
         functools.update_wrapper(self, fn)
+        self._given = given
         self._fn = hashable(fn)
         self._options = options
         self._result_shape = result_shape
@@ -103,6 +112,28 @@ class HostCall:
     def host_function(self) -> Callable[..., Any]:
         """The Python function that is called on the host."""
         return self._fn
+
+    def replace(self, **options: Any) -> HostCall:
+        """The same function with other options. It shares nothing with this one, and is checked anew.
+
+        Args:
+            **options: Options of `host_call`, in place of those that were given.
+
+        Returns:
+            A host call.
+
+        Raises:
+            TypeError: An option that `host_call` does not have.
+
+        Example:
+            >>> import jax, batchrules
+            >>> @batchrules.host_call(result_shape=jax.ShapeDtypeStruct((), "float32"))
+            ... def total(x):
+            ...     return x.sum(axis=-1)
+            >>> total.replace(method="expand_dims")
+            <total method='expand_dims'>
+        """
+        return host_call(self._fn, self._result_shape, **{**self._given, **options})
 
     def as_endpoint(self) -> Endpoint:
         """This call as a derivative endpoint of another: its function, with the derivatives that it has itself."""
@@ -196,6 +227,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     pass_outputs: bool = False,
     skip_zero: bool = False,
     allow_jax: bool = False,
+    progress: bool | str = False,
     name: str | None = None,
 ) -> Any:
     """Make a JAX function of a Python function that runs on the host: NumPy, SciPy, ctypes, HTTP, a subprocess.
@@ -241,6 +273,8 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         skip_zero: Whether a sequential derivative makes no call for an element whose (co)tangents are all zero.
         allow_jax: Whether the function may use JAX inside. It can deadlock; see the error that says so. Calls are then
             made in order, never by an executor.
+        progress: Whether a bar shows the elements of its batches while they run, as `progress()` does for all
+            functions; a string is what stands before the bar.
         name: What messages call the function; its `__name__` by default.
 
     Returns:
@@ -265,13 +299,15 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         [[0.6 0.8]
          [0.6 0.8]]
     """
+    given = {
+        "method": method, "schema": schema, "batch_size": batch_size, "executor": executor,
+        "max_in_flight": max_in_flight, "jvp": jvp, "vjp": vjp, "jacobian": jacobian, "verify": verify,
+        "on_error": on_error, "signature": signature, "static_argnames": static_argnames,
+        "pass_outputs": pass_outputs, "skip_zero": skip_zero, "allow_jax": allow_jax, "progress": progress,
+        "name": name,
+    }  # fmt: skip
     if fn is None:
-        return functools.partial(
-            host_call, result_shape=result_shape, method=method, schema=schema, batch_size=batch_size,
-            executor=executor, max_in_flight=max_in_flight, jvp=jvp, vjp=vjp, jacobian=jacobian, verify=verify,
-            on_error=on_error, signature=signature, static_argnames=static_argnames, pass_outputs=pass_outputs,
-            skip_zero=skip_zero, allow_jax=allow_jax, name=name,
-        )  # fmt: skip
+        return functools.partial(host_call, result_shape=result_shape, **given)
     label = label_of(fn, name, "host_call")
     if result_shape is None:
         raise TypeError(
@@ -282,6 +318,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     flags = {
         "skip_zero": checked_bool(skip_zero, "skip_zero", label),
         "allow_jax": checked_bool(allow_jax, "allow_jax", label),
+        "progress": own_bar(progress, label),
     }
     passing = {"allow_jax": allow_jax, "pass_outputs": checked_bool(pass_outputs, "pass_outputs", label)}
     options = HostOptions(
@@ -294,4 +331,4 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         name=label,
     )
     parameters.check_schema(options.schema)
-    return HostCall(fn, result_shape, parameters, options)
+    return HostCall(fn, result_shape, parameters, options, given)

@@ -56,6 +56,25 @@ class HostTask:
         return [value.copy() if isinstance(value, np.ndarray) else value for value in values]
 
 
+class BareTask:
+    """The work of a function from arrays to one array, in a thread of this process, whose result waits for others."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        """Do it."""
+        # What run_inside does, without a call more.
+        before, running.numpy_only = running.numpy_only, True
+        try:
+            value = self._function(*leaves)
+        finally:
+            running.numpy_only = before
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+
 class FirstCall:
     """Runs a host function, and until it has returned once, in a way that shows whether it uses JAX.
 

@@ -100,6 +100,11 @@ class Outputs:
         kept = [axis.output(output) is OutAxis.KEPT for axis in self._axes]
         return None if all(kept) else _row_numbers(self._axes, kept)
 
+    @property
+    def sums(self) -> bool:
+        """Whether any output is summed over some axes."""
+        return any(rows is not None for rows in self._rows)
+
     def store(self, number: int, output: int, value: Any) -> None:
         """Take an output of one element."""
         rows = self._rows[output]

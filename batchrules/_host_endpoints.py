@@ -37,8 +37,11 @@ class GivenTangent(HostBody):
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         """The output tangents."""
         args, keywords = self.arguments(leaves)
-        result = self.of.endpoints.jvp.first_call(args, keywords)
-        return select(self._expected.taken_from(result, f"{self.name}: the jvp endpoint"), self.outputs)
+        return self.taken(self.of.endpoints.jvp.first_call(args, keywords))
+
+    def taken(self, result: Any) -> list[Any]:
+        """The tangents in what the endpoint returned."""
+        return select(self._expected.taken_from(result, self, "jvp"), self.outputs)
 
     @functools.cached_property
     def _expected(self) -> _Expected:
@@ -84,8 +87,11 @@ class GivenCotangent(HostBody):
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         """The operand cotangents."""
         args, keywords = self.arguments(leaves)
-        result = self.of.endpoints.vjp.first_call(args, keywords)
-        return select(self._expected.taken_from(result, f"{self.name}: the vjp endpoint"), self.wanted)
+        return self.taken(self.of.endpoints.vjp.first_call(args, keywords))
+
+    def taken(self, result: Any) -> list[Any]:
+        """The cotangents in what the endpoint returned."""
+        return select(self._expected.taken_from(result, self, "vjp"), self.wanted)
 
     @functools.cached_property
     def _expected(self) -> _Expected:
@@ -95,7 +101,7 @@ class GivenCotangent(HostBody):
         """The arguments of the endpoint."""
         operands, outputs, cotangents = _parted(self.of, leaves, len(self.wanted), sum(self.seen))
         args, keywords = self.of.arguments(operands)
-        return (args, self._given(cotangents), self._needed), {**keywords, **outputs}
+        return (args, self._given(cotangents), self.needed), {**keywords, **outputs}
 
     def mirror(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments of the endpoint, with None for static ones."""
@@ -107,7 +113,8 @@ class GivenCotangent(HostBody):
         return self.of.mirror(fill(self.wanted, results, [None] * len(self.wanted)))
 
     @functools.cached_property
-    def _needed(self) -> tuple[Any, ...]:
+    def needed(self) -> tuple[Any, ...]:
+        """Which operands' cotangents are asked for, in the shape of the arguments."""
         return self.of.mirror(self.wanted)
 
     def _given(self, cotangents: Sequence[Any]) -> Any:
@@ -138,12 +145,11 @@ class GivenJacobian(HostBody):
         args, keywords = self.of.arguments(operands)
         needed = self.of.mirror(self.wanted)
         result = self.of.endpoints.jacobian.first_call((args, needed), {**keywords, **outputs})
-        where = f"{self.name}: the jacobian endpoint"
         outputs_like = self.of.tree(range(len(self.outputs)))
-        rows = _Expected(outputs_like, len(self.outputs), "outputs", branches=True).taken_from(result, where)
+        rows = _Expected(outputs_like, len(self.outputs), "outputs", branches=True).taken_from(result, self, "jacobian")
         row_like = self.of.mirror(range(len(self.wanted)))
         row = _Expected(row_like, len(self.wanted), "arguments, for each output")
-        chosen = [row.taken_from(blocks, where) for blocks in select(rows, self.outputs)]
+        chosen = [row.taken_from(blocks, self, "jacobian") for blocks in select(rows, self.outputs)]
         return [block for blocks in chosen for block in select(blocks, self.wanted)]
 
 
@@ -165,17 +171,16 @@ class _Expected:
         self._numbers, self._structure = _trees.flatten(like)
         self._is_whole = self._numbers == list(range(count)) and not branches
 
-    def taken_from(self, result: Any, where: str) -> list[Any]:
+    def taken_from(self, result: Any, body: HostBody, endpoint: str) -> list[Any]:
         """What stands in the place of each number; None where there is nothing."""
-        if self._is_whole:
-            leaves, structure = _trees.flatten(result)
-            if structure == self._structure:
-                return leaves
+        if self._is_whole and (leaves := _trees.leaves_like(result, self._structure)) is not None:
+            return leaves
         try:
             found = _trees.matched(result, self._like, branches=self._branches)
         except ValueError as error:
             raise ResultError(
-                f"{where} must return a tree like the {self._what}, None where there is nothing: {error}."
+                f"{body.name}: the {endpoint} endpoint must return a tree like the {self._what}, None where there is "
+                f"nothing: {error}."
             ) from error
         by_number = dict(zip(self._numbers, found, strict=True))
         return [by_number.get(number) for number in range(self._count)]

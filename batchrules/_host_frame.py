@@ -46,8 +46,8 @@ class Frame:
     def result(self, output: int, value: Any, number: int | None) -> Array:
         """An output of one element, if it is what was promised."""
         shape, dtype = self._promises[output]
-        if type(value) is np.ndarray and value.dtype == dtype and value.shape == shape:
-            return value
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype == dtype and value.shape == shape:
+            return np.asarray(value)
         if value is None:
             return np.zeros(shape, dtype)
         where = self._where(number)

@@ -32,7 +32,7 @@ class HostOptions:
     name: str
 
 
-def conduct_of(dispatch: Dispatch, verify: Any, on_error: Any, flags: dict[str, bool], where: str) -> Conduct:
+def conduct_of(dispatch: Dispatch, verify: Any, on_error: Any, flags: dict[str, Any], where: str) -> Conduct:
     """How calls are made, from what the user said."""
     verify = verify.item() if isinstance(verify, np.generic) else verify
     if not isinstance(verify, bool | float | int):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from batchrules._errors import FailedElementsWarning
+from batchrules._events import Telling
 from batchrules._failures import OWN_ERRORS, message_of
+from batchrules._host_context import HostTask
 from batchrules._host_elements import Array, Chosen, Outputs
 from batchrules._host_frame import Frame, Shapes
 from batchrules._host_results import read_only_error
@@ -26,12 +29,14 @@ class Run:
         given: The arguments, with their mapped axes in front.
         chosen: The flat numbers of the elements that are called; None for all.
         outputs: The outputs so far.
+        telling: What tells those who listen; None if nobody does.
     """
 
     frame: Frame
     given: Sequence[Array]
     chosen: Chosen
     outputs: Outputs
+    telling: Telling | None = None
     _failed: list[int] = field(default_factory=list)
     _first: BaseException | None = None
 
@@ -50,15 +55,25 @@ class Run:
         """Whether a failure leaves the other elements be."""
         return self.frame.site.conduct.on_error == "nan"
 
+    @property
+    def task(self) -> Callable[[Sequence[Any]], Any]:
+        """What makes one call."""
+        body, conduct = self.frame.site.body, self.frame.site.conduct
+        # A function that may use JAX is called in order, in this thread, with nothing around it.
+        return body if conduct.allow_jax else HostTask(body, waits=conduct.dispatch.executor is not None)
+
     def start_over(self) -> None:
         """Forget all outputs and failures."""
+        if self.telling is not None:
+            self.telling = self.telling.again(self.count, 0)
         self.outputs.clear()
         self._failed.clear()
         self._first = None
 
     def one_by_one(self, numbers: Sequence[int]) -> Run:
         """The run of some of its elements that a call for all of them has failed for."""
-        return Run(self.frame, self.given, np.asarray(numbers), self.outputs, self._failed)
+        telling = None if self.telling is None else self.telling.again(len(numbers), len(numbers))
+        return Run(self.frame, self.given, np.asarray(numbers), self.outputs, telling, self._failed)
 
     def store(self, number: int, values: Sequence[object]) -> None:
         """Take the results of one element."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from batchrules import _batch, _host_sequential, _host_vectorised
+from batchrules import _batch, _host_bare, _host_sequential, _host_vectorised
 from batchrules._batch import Axes
+from batchrules._events import LISTENERS, telling
 from batchrules._failures import OWN_ERRORS
 from batchrules._host_context import run_inside, running
 from batchrules._host_elements import Array, Chosen, Elements, Outputs
@@ -38,6 +39,7 @@ class Runner:
         self._frame = Frame(site, axes, shapes, around)
         self.choice = self._frame.choice
         self._is_plain = not axes and not site.masks and site.conduct.on_error == "raise" and not self._skips_zero
+        self._ran = False
         self._bare: Callable[..., tuple[Array, ...]] | None = None
 
     @property
@@ -46,15 +48,20 @@ class Runner:
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
         """The outputs, with the axes that they keep in front."""
-        if self._bare is not None:
+        if self._bare is not None and not LISTENERS:
             return self._bare(*arrays)
         outputs = run_inside(self._run, arrays, allow_jax=self._site.conduct.allow_jax)
-        if self._is_plain and (function := self._site.bare()) is not None:
-            self._bare = self._bare_call(function)
+        if self._is_plain and not self._ran:
+            self._ran = True
+            self._bare = self._bare_call()
         return outputs
 
-    def _bare_call(self, function: Callable[..., Any]) -> Callable[..., tuple[Array, ...]]:
+    def _bare_call(self) -> Callable[..., tuple[Array, ...]] | None:
         """One call of a function from arrays to one array, with nothing around it that can be done without."""
+        bare = _host_bare.bare(self._site)
+        if bare is None:
+            return None
+        function, leaves_of = bare
         promised, numpy_only = self._site.results[0], not self._site.conduct.allow_jax
         shape, dtype, array_type = promised.shape, promised.dtype, np.ndarray
 
@@ -65,7 +72,7 @@ class Runner:
                 value = function(*arrays)
                 if type(value) is array_type and value.dtype == dtype and value.shape == shape:
                     return (value,)
-                return tuple(self._results(self._site.body.leaves_of(value)))
+                return tuple(self._results(leaves_of(value)))
             except BaseException as error:  # noqa: BLE001  # raised again
                 self._frame.surface(error)
             finally:
@@ -83,8 +90,9 @@ class Runner:
             raise
 
     def _single(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        tells = telling(self._frame) if LISTENERS else None
         try:
-            return tuple(self._results(self._site.body(arrays)))
+            return tuple(self._results(self._site.body(arrays) if tells is None else tells.alone(arrays)))
         except Exception as error:  # noqa: BLE001  # raised again
             self._frame.surface(error)
 
@@ -94,11 +102,17 @@ class Runner:
     def _batch(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         chosen = self._chosen(arrays)
         outputs = Outputs(self._site.results, self._axes)
-        run = Run(self._frame, arrays[self._site.masks :], chosen, outputs)
+        run = Run(self._frame, arrays[self._site.masks :], chosen, outputs, telling(self._frame))
         if run.count > 0:
-            self._call_chosen(run)
+            self._call_all(run)
             run.warn()
         return outputs.shaped()
+
+    def _call_all(self, run: Run) -> None:
+        if run.telling is None:
+            return self._call_chosen(run)
+        with run.telling.during(run.count):
+            return self._call_chosen(run)
 
     def _call_chosen(self, run: Run) -> None:
         if self._axes and self.choice.vectorised and not self._site.trust.distrusts(self._site):

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from batchrules import _host_bare
 from batchrules._dispatch import Job
-from batchrules._host_context import HostTask
+from batchrules._events import Span
+from batchrules._host_bare import Bare
+from batchrules._host_context import BareTask
 from batchrules._host_run import Run
 
 Element = tuple[int, tuple[Any, ...]]
@@ -18,19 +21,10 @@ Element = tuple[int, tuple[Any, ...]]
 def run(this: Run) -> None:
     """Call each element that is chosen."""
     elements = _elements(this)
-    if this.frame.site.conduct.dispatch.executor is not None:
-        _dispatched(this, elements)
-        return
-    if not this.frame.site.simple or this.keeps_going:
-        _loop(this, elements)
-        return
-    # The first call alone runs under the guard.
-    _loop(this, [next(elements)])
-    function = this.frame.site.bare()
-    if function is None:
-        _loop(this, elements)
+    if this.frame.site.conduct.dispatch.executor is None and this.telling is None:
+        _in_order(this, elements)
     else:
-        _loop_simple(this, function, elements)
+        _dispatched(this, elements)
 
 
 def _elements(this: Run) -> Iterator[Element]:
@@ -38,6 +32,21 @@ def _elements(this: Run) -> Iterator[Element]:
         return ((number, ()) for number in this.numbers)
     rows = zip(*(this.frame.elements.rows(i, x, this.chosen) for i, x in enumerate(this.given)), strict=False)
     return zip(this.numbers, rows, strict=False)
+
+
+def _in_order(this: Run, elements: Iterator[Element]) -> None:
+    # The first call alone runs under the guard.
+    _loop(this, [next(elements)])
+    bare = _bare(this)
+    if bare is None:
+        _loop(this, elements)
+    else:
+        _loop_bare(this, bare, elements)
+
+
+def _bare(this: Run) -> Bare | None:
+    """The bare function, where no output is summed and no failure is kept."""
+    return None if this.keeps_going or this.outputs.sums else _host_bare.bare(this.frame.site)
 
 
 def _loop(this: Run, elements: Iterable[Element]) -> None:
@@ -48,28 +57,37 @@ def _loop(this: Run, elements: Iterable[Element]) -> None:
             this.failed(number, error)
 
 
-def _loop_simple(this: Run, function: Callable[..., Any], elements: Iterable[Element]) -> None:
-    buffer, leaves_of = this.outputs.buffers[0], this.frame.site.body.leaves_of
-    dtype, shape = buffer.dtype, buffer.shape[1:]
+def _loop_bare(this: Run, bare: Bare, elements: Iterable[Element]) -> None:
+    function, store = bare.function, _storing(this, bare)
     number = 0
     try:
         for number, leaves in elements:
-            value = function(*leaves)
-            exact = type(value) is np.ndarray or isinstance(value, np.generic)
-            if exact and value.dtype == dtype and value.shape == shape:
-                buffer[number] = value
-            else:
-                this.store(number, leaves_of(value))
+            store(number, function(*leaves))
     except Exception as error:  # noqa: BLE001  # raised with its place
         this.failed(number, error)
 
 
+def _storing(this: Run, bare: Bare) -> Callable[[int, Any], None]:
+    """What takes the result of the bare function for one element."""
+    buffer, leaves_of = this.outputs.buffers[0], bare.leaves_of
+    dtype, shape, array_types = buffer.dtype, buffer.shape[1:], (np.ndarray, np.generic)
+
+    def store(number: int, value: Any) -> None:
+        if isinstance(value, array_types) and value.dtype == dtype and value.shape == shape:
+            buffer[number] = value
+        else:
+            this.store(number, leaves_of(value))
+
+    return store
+
+
 def _dispatched(this: Run, elements: Iterable[Element]) -> None:
     numbers = this.numbers
+    call, store = _task(this)
 
     def settle(index: int, values: Any) -> None:
         try:
-            this.store(numbers[index], values)
+            store(numbers[index], values)
         except Exception as error:  # noqa: BLE001  # kept, or raised with its place
             this.failed(numbers[index], error)
 
@@ -77,9 +95,18 @@ def _dispatched(this: Run, elements: Iterable[Element]) -> None:
         this.failed(numbers[index], error)
 
     payloads = (leaves for _, leaves in elements)
-    call = HostTask(this.frame.site.body, waits=True)
     job = Job(call, payloads, this.count, settle, failed, keep_going=this.keeps_going, weight=_bytes(this))
+    if this.telling is not None:
+        job = this.telling.told(job, lambda index: Span(numbers[index], numbers[index]))
     this.frame.site.conduct.dispatch.run(job)
+
+
+def _task(this: Run) -> tuple[Callable[[Any], Any], Callable[[int, Any], None]]:
+    """What makes one call, and what takes its result."""
+    # Threads of our own; what other executors need (pickling) the bare function need not have.
+    is_near = isinstance(this.frame.site.conduct.dispatch.executor, int) and this.telling is None
+    bare = _bare(this) if is_near else None
+    return (this.task, this.store) if bare is None else (BareTask(bare.function), _storing(this, bare))
 
 
 def _bytes(this: Run) -> int:

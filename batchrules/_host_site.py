@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Conduct:
         on_error: `"raise"`, or `"nan"`.
         skip_zero: Whether a sequential derivative makes no call for (co)tangents that are all zero.
         allow_jax: Whether the function may use JAX.
+        progress: What shows the progress of its batches, or None.
     """
 
     dispatch: Dispatch
@@ -33,6 +34,7 @@ class Conduct:
     on_error: str
     skip_zero: bool
     allow_jax: bool
+    progress: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -67,20 +69,6 @@ class HostSite(Site):
     def shown(self, outputs: Sequence[Any]) -> list[Any]:
         """Constants: an endpoint that is given the outputs says what its whole derivative is."""
         return [jax.lax.stop_gradient(output) for output in outputs]
-
-    @property
-    def simple(self) -> bool:
-        """Whether the function takes the leaves, one after another, and gives one array."""
-        body = self.body
-        if not isinstance(body, Primal) or self.masks:
-            return False
-        args, kwargs = body.structure.assemble(range(len(self.paths)))
-        in_order = list(args) == list(range(len(self.paths)))
-        return in_order and not kwargs and len(self.results) == 1 and self.results[0].path == ""
-
-    def bare(self) -> Callable[..., Any] | None:
-        """The user's function of a simple site, once its first call has passed."""
-        return self.body.first_call.unguarded() if isinstance(self.body, Primal) and self.simple else None
 
     @property
     def promise(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from batchrules import _host_results, _host_sequential, _host_verify
 from batchrules._dispatch import Job
 from batchrules._errors import BatchContractError, BatchContractWarning
-from batchrules._host_context import HostTask
+from batchrules._events import Span
 from batchrules._host_elements import Array
 from batchrules._host_results import BatchGiven
 from batchrules._host_run import Run
@@ -43,7 +43,7 @@ class _Chunks:
         self._site = this.frame.site
         self._leads = this.frame.choice.leads
         self._size = min(self._site.batch_size or this.count, this.count)
-        self._to_check: tuple[Batch, tuple[int, ...]] | None = None
+        self._to_check: tuple[int, Batch, tuple[int, ...]] | None = None
         self._starts = range(0, this.count, self._size)
         self._failed_numbers: list[int] = []
         # What is known of a function holds for the arguments that were mapped then, and varied, and no others.
@@ -54,28 +54,25 @@ class _Chunks:
     def run(self) -> None:
         """Make the calls."""
         payloads = (self._arrays(index) for index in range(len(self._starts)))
-        call = self._task
-        keep_going = self._this.keeps_going
-        job = Job(call, payloads, len(self._starts), self._settle, self._failed, keep_going=keep_going)
-        self._make(job)
+        this, count = self._this, len(self._starts)
+        job = Job(this.task, payloads, count, self._settle, self._failed, keep_going=this.keeps_going)
+        if this.telling is not None:
+            job = this.telling.told(job, self._span, this.frame.choice.method)
+        self._site.conduct.dispatch.run(job)
         if self._to_check is not None:
             self._verify(*self._to_check)
         if self._failed_numbers:
             # on_error="nan": only the elements that fail are NaN, and a call tells nothing of which these are.
             _host_sequential.run(self._this.one_by_one(sorted(self._failed_numbers)))
 
-    @property
-    def _task(self) -> HostTask:
-        return HostTask(self._site.body, waits=self._site.conduct.dispatch.executor is not None)
-
-    def _make(self, job: Job) -> None:
-        if self._site.conduct.allow_jax:
-            _in_this_thread(self._site.body, job)
-        else:
-            self._site.conduct.dispatch.run(job)
-
     def _bounds(self, index: int) -> tuple[int, int]:
         return self._starts[index], min(self._starts[index] + self._size, self._this.count)
+
+    def _span(self, index: int) -> Span:
+        start, stop = self._bounds(index)
+        chosen = self._this.chosen
+        first, last = (start, stop - 1) if chosen is None else (int(chosen[start]), int(chosen[stop - 1]))
+        return Span(first, last, stop - start)
 
     def _arrays(self, index: int) -> list[Array]:
         """What a call is given; gathered for each call alone, so that batch_size bounds the memory."""
@@ -105,7 +102,7 @@ class _Chunks:
         batch = Batch(self._this.frame.choice.method, stop - start, self._arrays(index), self._leads, {})
         if (rows := _host_verify.differing_rows(batch)) is not None:
             kept = {row: [np.array(result[row]) for result in results] for row in rows}
-            self._to_check = replace(batch, outputs=kept), rows
+            self._to_check = start, replace(batch, outputs=kept), rows
 
     def _failed(self, index: int, error: BaseException) -> None:
         start, stop = self._bounds(index)
@@ -141,7 +138,7 @@ class _Chunks:
         ends = self._this.frame.elements.ends(argument, self._this.given[argument])
         return ends is not None and _host_verify.differs(ends, 0, -1)
 
-    def _verify(self, batch: Batch, rows: tuple[int, ...]) -> None:
+    def _verify(self, start: int, batch: Batch, rows: tuple[int, ...]) -> None:
         this = self._this
         alone: list[Any] = [None] * len(rows)
 
@@ -154,23 +151,15 @@ class _Chunks:
                 return
             raise _host_verify.failed_alone(self._site, batch, rows[index], error) from error
 
-        call = self._task
         elements = [batch.element(row) for row in rows]
-        self._make(Job(call, elements, len(rows), settle, failed, keep_going=this.keeps_going))
+        job = Job(this.task, elements, len(rows), settle, failed, keep_going=this.keeps_going)
+        if this.telling is not None:
+            numbers = [this.numbers[start + row] for row in rows]
+            job = this.telling.told(job, lambda index: Span(numbers[index], numbers[index]), purpose="check")
+        self._site.conduct.dispatch.run(job)
         if None in alone:
             return  # It failed on its own, as elements may here, and the question stays open.
         for row, values in zip(rows, alone, strict=True):
             _host_verify.check(self._site, batch, row, values)
         still = [i for i, is_mapped in enumerate(this.frame.mapped) if is_mapped and not batch.varies(i, rows)]
         self._site.trust.passed(self._key, frozenset(still))
-
-
-def _in_this_thread(body: Any, job: Job) -> None:
-    """Make the calls of a function that may use JAX, with nothing around them."""
-    for index, payload in enumerate(job.payloads):
-        try:
-            values = body(payload)
-        except Exception as error:  # noqa: BLE001  # kept, or raised with its place
-            job.failed(index, error)
-        else:
-            job.settle(index, values)

@@ -11,7 +11,8 @@ import numpy as np
 import optree
 
 _JAX_LEAF = jax.tree_util.tree_structure(0)
-_ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+# In the order of their price: that of jax.Array is a function in Python.
+_ARRAY_LIKE = (np.ndarray, np.generic, bool, int, float, complex, jax.Array)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
     leaves: list[Any] = []
     inside = tuple(_flatten_inside(candidate, leaves) for candidate in candidates)
     return leaves, Structure(spec, inside if any(inside) else ())
+
+
+def leaves_like(tree: Any, structure: Structure) -> list[Any] | None:
+    """The leaves of a tree, if it has this structure and nothing in it is for JAX alone to flatten.
+
+    Several times as fast as `flatten`, and without what makes that slow in threads: `optree.tree_flatten` lets go of
+    the GIL for a moment, and gets it back some milliseconds later if another thread computes.
+    """
+    if structure.inside:
+        return None
+    try:
+        leaves = structure.spec.flatten_up_to(tree)
+    except ValueError:
+        return None
+    return leaves if all(is_array(leaf) for leaf in leaves) else None
 
 
 def is_array(leaf: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,11 @@ def label_of(function: Any, name: str | None, decorator: str) -> str:
         f"{decorator}: fn must be a function; got {function!r} of type {type(function).__name__}. As a decorator, "
         f"write @{decorator}{options}."
     )
+
+
+def name_in(label: str) -> str:
+    """The name of a function, from what messages call it."""
+    return ast.literal_eval(label.partition(" ")[2])
 
 
 def number_as(value: complex, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -223,7 +224,8 @@ class TestResults:
         most = []
         Dispatch(2, 2).run(Job(call, payloads(), 50, settle, stop, keep_going=False))
         assert len(taken) == 50
-        assert max(most) < 20
+        # Groups of 50 / (4 * 2) elements: two in flight, one that is settled, one that was taken since.
+        assert max(most) <= 4 * 6
 
 
 class TestMaxInFlight:
@@ -305,6 +307,12 @@ class TestPace:
     def test_never_so_long_that_workers_are_idle(self, workers, remaining, size):
         assert self.pace(1e-6, workers=workers).size(remaining) == size
 
+    @pytest.mark.parametrize(("element", "last"), [(1e-5, 50), (1e-4, 5), (1e-9, 312)])
+    def test_no_smaller_at_the_end_than_is_worth_a_task_and_no_larger_than_at_first(self, element, last):
+        pace = self.pace(element)
+        assert pace.size(10_000) >= last
+        assert pace.size(30) == last
+
     def test_of_few_tasks_in_flight(self):
         assert self.pace(1e-6, limit=2).size(80) == 10
 
@@ -331,6 +339,23 @@ class TestPace:
         assert (pace.room(), pace.patience()) == (64, 2e-3)
         pace.waited()
         assert (pace.room(), pace.patience()) == (100, None)
+
+
+class TestThreads:
+    def test_an_idle_thread_is_used_before_another_is_started(self):
+        before, pool = threading.active_count(), Threads(8)
+        for _ in range(8):
+            pool.submit(int).result()
+            time.sleep(0.05)
+        started = threading.active_count() - before
+        pool.shutdown()
+        assert 1 <= started < 8
+
+    def test_busy_threads_are_joined_by_others_up_to_the_limit(self):
+        pool, barrier = Threads(3), threading.Barrier(3)
+        futures = [pool.submit(barrier.wait, 30) for _ in range(3)]
+        assert sorted(future.result() for future in futures) == [0, 1, 2]
+        pool.shutdown()
 
 
 class TestNested:
@@ -725,7 +750,7 @@ class TestExceptionsOnTheWay:
         task = travelled(Task(call, [3], Link(()), keep_going=True))
         outcomes, _ = travelled(perform(task))
         batch = Batch()
-        Job(call, [3], 1, batch.settle, batch.failed, keep_going=True).take(0, outcomes[0])
+        Job(call, [3], 1, batch.settle, batch.failed, keep_going=True).refuse(0, outcomes[0][1])
         return batch.failures[0]
 
     def test_that_can_be_pickled(self):
