@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-adapter lint test-matrix bench clean say-demo say-test say-adapter say-lint say-test-matrix say-bench
+.PHONY: help demo test test-core test-adapter lint test-matrix bench clean say-demo say-test say-adapter say-lint say-test-matrix say-bench
 
 # The first of these that runs and is new enough; one may exist and yet not run (a pyenv shim).
 ifndef PYTHON
@@ -17,18 +17,22 @@ PY := $(VENV)/bin/python
 # -qq leaves pip's errors and nothing else. All environments share pip's own cache.
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
 PYTEST_ARGS ?=
+ADAPTER_PYTEST_ARGS ?=
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: say-demo $(VENV)/.ready-demo ## Run the main job on real foreign code
+demo: say-demo $(VENV)/.ready-demo $(VENV)/.ready-adapter ## Run the main job on real foreign code, and on a Tesseract
 	@$(PY) demo/run.py
+	@$(PY) adapters/tesseract/demo/run.py
 
-test: say-test $(VENV)/.ready-test ## Run the tests and the doctests (PYTEST_ARGS='-k vmap' and the like)
+test: test-core test-adapter ## Run all tests
+
+test-core: say-test $(VENV)/.ready-test ## Run the tests and the doctests (PYTEST_ARGS='-k vmap' and the like)
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
 
-test-adapter: say-adapter $(VENV)/.ready-adapter ## Run the tests of the Tesseract adapter, against served Tesseracts
-	@cd adapters/tesseract && ../../$(PY) -m pytest -q $(PYTEST_ARGS)
+test-adapter: say-adapter $(VENV)/.ready-adapter ## Run the Tesseract adapter's tests (ADAPTER_PYTEST_ARGS='-k jacrev' and the like)
+	@cd adapters/tesseract && ../../$(PY) -m pytest -q $(ADAPTER_PYTEST_ARGS)
 
 lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-lint ## Check style (ruff) and types (pyright)
 	@$(PY) -m ruff check .
