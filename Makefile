@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-core test-adapter lint test-matrix bench clean say-demo say-test say-adapter say-lint say-test-matrix say-bench
+.PHONY: help demo test test-core test-adapter lint test-matrix bench docs clean say-demo say-test say-adapter say-lint say-test-matrix say-bench say-docs
 
 # The first of these that runs and is new enough; one may exist and yet not run (a pyenv shim).
 ifndef PYTHON
@@ -42,11 +42,21 @@ lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-lint ## Check style (ruff) and
 test-matrix: say-test-matrix $(VENV)/.ready-python ## Run the tests on the oldest and the newest supported jax
 	@$(PY) .ci/matrix.py $(PYTEST_ARGS)
 
-bench: say-bench $(VENV)/.ready-demo ## Measure against JAX's own rules
-	@$(PY) benchmarks/run.py
+bench: say-bench $(VENV)/.ready-test $(VENV)/.ready-adapter $(VENV)/.ready-bench ## Measure against JAX and other peers, and write docs/benchmarks.md
+	@$(PY) benchmarks/run.py --write
+
+examples: say-examples ## Run every file of examples/, in an environment of its own
+	@$(MAKE) --no-print-directory VENV=.venv-examples run-examples
+
+# No conftest: it is for tests that import JAX, and these start programs that do.
+run-examples: $(VENV)/.ready-examples
+	@ALL_EXAMPLES=1 $(PY) -m pytest -q -s --noconftest -p no:cacheprovider tests/test_examples.py
+
+docs: say-docs .venv-docs/.ready ## Build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 clean: ## Remove the environments and all that tools left behind
-	rm -rf .venv .venv-matrix build dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-examples .venv-matrix build dist .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what each target says first, before any set-up -----------------------------------------------------
@@ -63,6 +73,11 @@ say-test-matrix:
 	@echo '==> make test-matrix: the tests on the oldest and on the newest jax, each in its own environment'
 say-bench:
 	@echo '==> make bench: side by side in one process, as ratios (benchmarks/run.py)'
+say-examples:
+	@echo '==> make examples: each file of examples/, which compares its numbers with a twin in JAX'
+
+say-docs:
+	@echo '==> make docs: the pages of docs/ and the reference, into site/ (mkdocs.yml)'
 
 # --- set-up -----------------------------------------------------------------------------------------------
 
@@ -81,6 +96,16 @@ $(VENV)/.ready-python:
 $(VENV)/.ready-adapter: adapters/tesseract/pyproject.toml $(VENV)/.ready-test
 	@echo '==> set-up: batchrules-tesseract[test] into $(VENV)'
 	@$(PIP_INSTALL) -e 'adapters/tesseract[test]'
+	@touch $@
+
+$(VENV)/.ready-examples: pyproject.toml adapters/tesseract/pyproject.toml examples/requirements.txt $(VENV)/.ready-python
+	@echo '==> set-up: examples/requirements.txt into $(VENV) (the first time this takes a minute or two)'
+	@$(PIP_INSTALL) -e . -e adapters/tesseract -r examples/requirements.txt
+	@touch $@
+
+# An environment of its own: what builds the pages is no part of what is tested.
+.venv-docs/.ready: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=.venv-docs .venv-docs/.ready-docs
 	@touch $@
 
 $(VENV)/.ready-%: pyproject.toml $(VENV)/.ready-python

@@ -21,13 +21,24 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 
-def _resized(aval: Any, axis: int, size: int) -> Any:
+def resized(aval: Any, axis: int, size: int) -> Any:
+    """The type of a part of an array, of this size along the axis."""
     return aval.update(shape=(*aval.shape[:axis], size, *aval.shape[axis + 1 :]))
+
+
+def first(value: Any, *_others: Any, **_params: Any) -> Any:
+    """The first operand: the implementation, and the type, of a primitive that adds nothing to it."""
+    return value
+
+
+def _lower_first(_ctx: Any, value: Any, *_others: Any, **_params: Any) -> Any:
+    return [value]
 
 
 def define(name: str, impl: Callable[..., Any], abstract: Callable[..., Any], *, multiple: bool = False) -> Primitive:
@@ -36,7 +47,9 @@ def define(name: str, impl: Callable[..., Any], abstract: Callable[..., Any], *,
     primitive.multiple_results = multiple
     primitive.def_impl(partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=multiple))
+    # What returns an operand need not be traced to be compiled.
+    lowering = _lower_first if impl is first else mlir.lower_fun(impl, multiple_results=multiple)
+    mlir.register_lowering(primitive, lowering)
     return primitive
 
 
@@ -45,11 +58,6 @@ def set_rules(primitive: Primitive, jvp: Any, batch: Any, transpose: Any) -> Non
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = batch
     ad.primitive_transposes[primitive] = transpose
-
-
-def first(value: Any, *_others: Any, **_params: Any) -> Any:
-    """The first operand: the implementation, and the type, of a primitive that adds nothing to it."""
-    return value
 
 
 def zero_for(value: Any) -> ad.Zero:
@@ -65,38 +73,47 @@ def is_zero(value: Any) -> bool:
 # --- write -----------------------------------------------------------------------------------------------------------
 
 
-def _write_impl(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
-    # A start is never negative. Saying so spares a kernel that would count it from the end, to compile and to run.
-    return lax.dynamic_update_slice_in_dim(whole, part, start, axis, allow_negative_indices=False)
+def _write_impl(whole: Any, part: Any, start: Any, *, axis: int, apart: bool) -> Any:
+    def put(x: Any) -> Any:
+        # A start is never negative. Saying so spares a kernel that would count it from the end, to compile and to run.
+        return lax.dynamic_update_slice_in_dim(x, part, start, axis, allow_negative_indices=False)
+
+    return _apart(put, whole) if apart else put(whole)
 
 
-def _write_abstract(whole: Any, _part: Any, _start: Any, **_params: int) -> Any:
+def _apart(work: Callable[[Any], Any], value: Any) -> Any:
+    """Do work that can be done twice in a loop: XLA fuses it with nothing that is around."""
+    return lax.fori_loop(np.int32(0), np.int32(2), lambda _, x: work(x), value)
+
+
+def _write_abstract(whole: Any, _part: Any, _start: Any, **_params: Any) -> Any:
     return whole
 
 
-def _write_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> tuple[Any, Any]:
+def _write_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
     (whole, part, start), (d_whole, d_part, _) = primals, tangents
-    result = write(whole, part, start, axis=axis)
+    result = write(whole, part, start, **params)
     if is_zero(d_whole) and is_zero(d_part):
         return result, zero_for(result)
-    return result, write(ad.instantiate_zeros(d_whole), ad.instantiate_zeros(d_part), start, axis=axis)
+    return result, write(ad.instantiate_zeros(d_whole), ad.instantiate_zeros(d_part), start, **params)
 
 
-def _write_transpose(cotangent: Any, whole: Any, part: Any, start: Any, *, axis: int) -> tuple[Any, ...]:
+def _write_transpose(cotangent: Any, *operands: Any, axis: int, apart: bool) -> tuple[Any, ...]:
+    whole, part, start = operands
     if is_zero(cotangent):
         return (*(ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in (whole, part)), None)
     size = (part.aval if ad.is_undefined_primal(part) else jax.typeof(part)).shape[axis]
-    taken, rest = pop(cotangent, start, axis=axis, size=size)
+    taken, rest = pop(cotangent, start, axis=axis, size=size, apart=apart)
     return rest if ad.is_undefined_primal(whole) else None, taken if ad.is_undefined_primal(part) else None, None
 
 
-def _write_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int) -> tuple[Any, int]:
+def _write_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, apart: bool) -> tuple[Any, int]:
     sizes = {x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None}
     size = sizes.pop()
     if dims[2] is not None:
-        return jax.vmap(partial(_write_impl, axis=axis), tuple(dims), axis_size=size)(*args), 0
+        return jax.vmap(partial(_write_impl, axis=axis, apart=apart), tuple(dims), axis_size=size)(*args), 0
     whole, part = (batching.bdim_at_front(x, dim, size) for x, dim in zip(args[:2], dims[:2], strict=True))
-    return write(whole, part, args[2], axis=axis + 1), 0
+    return write(whole, part, args[2], axis=axis + 1, apart=apart), 0
 
 
 # --- pop -------------------------------------------------------------------------------------------------------------
@@ -107,15 +124,16 @@ def take(whole: Any, start: Any, *, axis: int, size: int) -> Any:
     return lax.dynamic_slice_in_dim(whole, start, size, axis, allow_negative_indices=False)
 
 
-def _pop_impl(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
-    return [take(whole, start, axis=axis, size=size), whole]
+def _pop_impl(whole: Any, start: Any, *, axis: int, size: int, apart: bool) -> list[Any]:
+    part = partial(take, whole, start, axis=axis, size=size)
+    return [_apart(lambda _: part(), lax.full_like(part(), 0)) if apart else part(), whole]
 
 
-def _pop_abstract(whole: Any, _start: Any, *, axis: int, size: int) -> list[Any]:
-    return [_resized(whole, axis, size), whole]
+def _pop_abstract(whole: Any, _start: Any, *, axis: int, size: int, **_params: Any) -> list[Any]:
+    return [resized(whole, axis, size), whole]
 
 
-def _pop_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) -> tuple[Any, Any]:
+def _pop_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
     (whole, start), (tangent, _) = primals, tangents
     results = pop(whole, start, **params)
     if is_zero(tangent):
@@ -123,20 +141,21 @@ def _pop_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: int) -> 
     return results, pop(tangent, start, **params)
 
 
-def _pop_transpose(cotangents: Sequence[Any], whole: Any, start: Any, *, axis: int, size: int) -> tuple[Any, None]:
-    del size
+def _pop_transpose(cotangents: Sequence[Any], whole: Any, start: Any, **params: Any) -> tuple[Any, None]:
+    del params["size"]
     d_part, d_rest = cotangents
     if is_zero(d_part) and is_zero(d_rest):
         return ad.Zero(whole.aval), None
-    return write(ad.instantiate_zeros(d_rest), ad.instantiate_zeros(d_part), start, axis=axis), None
+    d_part, d_rest = ad.instantiate_zeros(d_part), ad.instantiate_zeros(d_rest)
+    return write(d_rest, d_part, start, **params), None
 
 
-def _pop_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, size: int) -> tuple[Any, list[int]]:
+def _pop_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int, **params: Any) -> tuple[Any, list[int]]:
     (whole, start), (dim, start_dim) = args, dims
     if start_dim is not None:
-        return jax.vmap(partial(_pop_impl, axis=axis, size=size), (dim, start_dim))(whole, start), [0, 0]
+        return jax.vmap(partial(_pop_impl, axis=axis, **params), (dim, start_dim))(whole, start), [0, 0]
     whole = batching.bdim_at_front(whole, dim, whole.shape[dim])
-    return pop(whole, start, axis=axis + 1, size=size), [0, 0]
+    return pop(whole, start, axis=axis + 1, **params), [0, 0]
 
 
 # --- still -----------------------------------------------------------------------------------------------------------
@@ -183,14 +202,20 @@ set_rules(_still_p, _still_jvp, _still_batch, _still_transpose)
 set_rules(_graft_p, _graft_jvp, _graft_batch, _graft_transpose)
 
 
-def write(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
-    """The array with the part written into it, where nothing was written before."""
-    return _write_p.bind(whole, part, start, axis=axis)
+def write(whole: Any, part: Any, start: Any, *, axis: int, apart: bool = False) -> Any:
+    """The array with the part written into it, where nothing was written before.
+
+    `apart`, and so its transpose: compiled apart from what is around, which may otherwise need a copy of the array.
+    """
+    return _write_p.bind(whole, part, start, axis=axis, apart=apart)
 
 
-def pop(whole: Any, start: Any, *, axis: int, size: int) -> list[Any]:
-    """A part of an array that is taken out only once, and the array to take the other parts from."""
-    return _pop_p.bind(whole, start, axis=axis, size=size)
+def pop(whole: Any, start: Any, *, axis: int, size: int, apart: bool = False) -> list[Any]:
+    """A part of an array that is taken out only once, and the array to take the other parts from.
+
+    `apart` is that of `write`.
+    """
+    return _pop_p.bind(whole, start, axis=axis, size=size, apart=apart)
 
 
 def still(value: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import itertools
 import math
 import pickle
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -16,8 +16,6 @@ from typing import Any
 
 from batchrules._dispatch_tasks import Carried, Link, Outcome, Task, perform, serves
 from batchrules._errors import DispatchError
-
-Cancelled = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 DEAD_WORKER = (
     "A worker died: killed, out of memory, a crash in compiled code, or a program that starts processes when it is "
@@ -206,7 +204,7 @@ class PoolRun:
     def _report(self, future: Future[Any]) -> tuple[list[Outcome], float]:
         try:
             return future.result()
-        except (Exception, *Cancelled) as error:
+        except (Exception, *_cancellations()) as error:
             raise self._failure(error) from error
 
     def _abandon(self) -> None:
@@ -227,6 +225,12 @@ class PoolRun:
         )
 
 
+def _cancellations() -> tuple[type[BaseException], ...]:
+    """What says that a call was cancelled. Only who has loaded asyncio, which takes a while, can raise its own."""
+    loaded = sys.modules.get("asyncio")
+    return (concurrent.futures.CancelledError, *(() if loaded is None else (loaded.CancelledError,)))
+
+
 def _cancelled(future: Future[Any]) -> bool:
     try:
         return future.cancel()
@@ -236,7 +240,7 @@ def _cancelled(future: Future[Any]) -> bool:
 
 
 def _advice(error: BaseException) -> str:
-    if isinstance(error, Cancelled):
+    if isinstance(error, _cancellations()):
         return "Its calls were cancelled by someone else: keep the executor open until the batch is done."
     if isinstance(error, BrokenExecutor):
         return f"{DEAD_WORKER} Make a new executor, and look at what the worker printed."

@@ -101,10 +101,14 @@ def in_words(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms"
 
 
-def show(rows: Iterable[Row]) -> int:
-    """Print the rows as they come, and return how many missed their target."""
+def head() -> None:
+    """Print the first line of the table."""
     print(f"{'what':<50} {'against':<38} {'ours':>10} {'theirs':>10} {'measured':>9}   {'target':<10}")
-    missed = 0
+
+
+def show(rows: Iterable[Row]) -> list[Row]:
+    """Print the rows as they come, and return them."""
+    shown = []
     for row in rows:
         unit = f" {row.unit}" if row.unit else ""
         verdict = "MISSED" if row.missed else "ok"
@@ -113,5 +117,5 @@ def show(rows: Iterable[Row]) -> int:
             f"{f'{row.measured:.3f}{unit}':>9}   {f'<= {row.target:g}{unit}':<10} {verdict}",
             flush=True,
         )
-        missed += row.missed
-    return missed
+        shown.append(row)
+    return shown

@@ -148,6 +148,62 @@ def test_no_derivative_is_asked_of_arguments_that_have_none():
     assert_close(jax.grad(lambda a: jnp.sum(bmap(f, batch_size=3)(n, a)))(a), n.astype("float64"))
 
 
+# Results that have an input's type, and so share the arrays of their derivatives with it.
+SHARING = {
+    "in_turn": lambda a, b: (a * b, a + jnp.sin(b)),
+    "crossed": lambda a, b: (b, a),
+    "one_result": lambda a, b: jnp.sin(a) * b,
+    "same_twice": lambda a, b: (a * b, a * b),
+    "one_does_not_move": lambda a, b: (lax.stop_gradient(a), a * b),
+    "constant": lambda a, b: (jnp.ones_like(a), a * b),
+}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize(("size", "batch_size"), [(7, 3), (8, 3), (9, 3)])
+@pytest.mark.parametrize("f", SHARING.values(), ids=SHARING)
+def test_results_of_an_inputs_type(f, size, batch_size, checkpoint):
+    args = random(size), random(size, 1)
+    ours, twin = bmap(f, batch_size=batch_size, checkpoint=checkpoint), jax.vmap(f)
+    assert_close(jax.jit(jax.jacrev(ours, (0, 1)))(*args), jax.jacrev(twin, (0, 1))(*args))
+    assert_close(jax.jit(jax.jacfwd(ours, 1))(*args), jax.jacfwd(twin, 1)(*args))
+    assert_close(
+        jax.jit(jax.hessian(sum_of_sines(ours), (0, 1)))(*args), jax.hessian(sum_of_sines(twin), (0, 1))(*args)
+    )
+
+
+@pytest.mark.parametrize("outer", [jax.vmap, functools.partial(bmap, batch_size=2)], ids=["vmap", "bmap"])
+def test_results_of_an_inputs_type_in_a_batch(outer):
+    def loss(by):
+        return lambda a, b: jnp.sum(jnp.sin(by(by(lambda a, b: jnp.sin(a) * b), (0, None))(a, b)))
+
+    def ours(f, in_axes=0):
+        return (functools.partial(bmap, batch_size=3) if in_axes == 0 else outer)(f, in_axes)
+
+    args = random((5, 7)), random(7, 1)
+    assert_close(jax.jit(jax.grad(loss(ours), (0, 1)))(*args), jax.grad(loss(jax.vmap), (0, 1))(*args))
+
+
+def without_derivative(a):
+    """The value, by a function that raises an error when a derivative is asked of it."""
+    return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((), "float64"), a, vmap_method="expand_dims")
+
+
+def test_no_derivative_is_asked_of_an_input_that_does_not_move():
+    a, b = random(7), random(7, 1)
+    ours = bmap(lambda a, b: without_derivative(a) * b, batch_size=3)
+    assert_close(jax.grad(lambda b: jnp.sum(ours(a, b)))(b), a)
+
+
+def test_no_derivative_is_asked_of_a_result_that_does_not_move():
+    def loss(a):
+        still, moving = bmap(lambda a: (jnp.floor(a), jnp.sin(a)), batch_size=3)(a)
+        return jnp.sum(jax.vmap(without_derivative)(still) * moving)
+
+    a = 3 * random(7)
+    assert_close(jax.grad(loss)(a), jnp.floor(a) * jnp.cos(a))
+
+
 @given(st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, -1]), st.integers(1, 9), st.integers(1, 8), st.booleans())
 def test_gradients_along_any_axis(in_axis, out_axis, size, batch_size, checkpoint):
     shape = [2, 3]

@@ -52,6 +52,23 @@ def test_gradient_takes_less_than_that_of_map(size):
     assert temporaries(ours, inputs(size)) < 0.96 * temporaries(peer, inputs(size))
 
 
+# A chunk's cotangent is read in several places, or in none before its input's is written.
+IN_PLACE = {
+    "layers": layers,
+    "scaled": lambda a: a * jnp.arange(1.0, WIDTH + 1),
+    "normalised": lambda a: (a - a.mean()) / jnp.sqrt(a.var() + 1e-5),
+    "rolled": lambda a: jnp.roll(a, 1) * 2 + a[::-1],
+}
+
+
+@pytest.mark.parametrize("f", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_the_gradient_is_written_over_the_results_cotangent(f, size):
+    ours = bmap(f, batch_size=BATCH, checkpoint=True)
+    gradient = jax.grad(lambda a: jnp.sum(ours(a) ** 2))
+    assert temporaries(gradient, inputs(size)) < 8 * CHUNK < WHOLE / 2
+
+
 def test_gradients_of_reverse_over_reverse_do_not_grow_with_the_chunks():
     """No whole array is kept for each chunk."""
     ours = bmap(layers, batch_size=BATCH, checkpoint=True)

@@ -1,10 +1,13 @@
 """The function is traced once, and computed for each element once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from bmap_cases import assert_close, random
+from foreign import COMBINE, METHODS, arguments, expected_calls, made
 
 import batchrules
 from batchrules._bmap import bmap
@@ -90,6 +93,35 @@ def test_a_host_call_gets_each_element_once_in_chunks(size, method):
     assert_close(jax.jit(bmap(f, (0, None), batch_size=5))(a, b), a * b)
     assert sum(calls) == size
     assert max(calls) <= 5
+
+
+@pytest.mark.parametrize("size", [7, 12, 13])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_device_call_gets_each_element_once_in_chunks(size, method):
+    x, y = arguments(COMBINE, (0, None), size)
+    twin = jax.vmap(COMBINE.twin, (0, None))(x, y)
+    with made("device", COMBINE, method) as foreign:
+        assert_close(foreign.run(jax.jit(bmap(foreign.call, (0, None), batch_size=5)), x, y), twin)
+    plan = plan_chunks(size, 5)
+    chunks = [plan.first] * (plan.first > 0) + [plan.size] * plan.count
+    assert foreign.log.count == sum(expected_calls(method, chunk) for chunk in chunks)
+    leads = [shapes[0][0] if len(shapes[0]) == 2 else 1 for shapes in foreign.log.given]
+    assert sum(leads) == size
+    assert max(leads) <= 5
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_of_a_device_call_gets_chunks(method, checkpoint):
+    call = batchrules.device_call(lambda x, y: COMBINE(jnp, x, y), method=method)
+    ours = functools.partial(bmap, batch_size=5, checkpoint=checkpoint)
+
+    def loss(by, f):
+        return lambda x, y: jnp.sum(jnp.sin(by(f, in_axes=(0, None))(x, y)))
+
+    args = [jnp.asarray(a) for a in arguments(COMBINE, (0, None), 13)]
+    twin = jax.grad(loss(jax.vmap, COMBINE.twin), (0, 1))(*args)
+    assert_close(jax.jit(jax.grad(loss(ours, call), (0, 1)))(*args), twin)
 
 
 def test_a_registered_primitive_gets_chunks():

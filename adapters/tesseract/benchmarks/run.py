@@ -1,6 +1,7 @@
 """Ours beside tesseract-jax's, side by side in one process, as ratios (ours over theirs; less is better).
 
-    python benchmarks/run.py
+    python benchmarks/run.py [WORD ...]       # all cases, or those with one of the words in their names
+    python benchmarks/run.py --json           # a line of JSON for each, which the core's `make bench` reads
 
 Needs Python 3.12 and the packages `tesseract-jax`, `tesseract-core[runtime]`. Both are timed in turn, and the figure is
 that of their fastest rounds: what else the machine does can only slow a round down.
@@ -8,6 +9,7 @@ that of their fastest rounds: what else the machine does can only slow a round d
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,20 +54,25 @@ class Case:
 
 
 def main() -> None:
-    print(f"{'':58} {'ours':>10} {'theirs':>10} {'ratio':>7} {'target':>7}")
-    wanted = sys.argv[1:]
+    wanted = [word for word in sys.argv[1:] if word != "--json"]
+    as_json = "--json" in sys.argv
+    if not as_json:
+        print(f"{'':58} {'ours':>10} {'theirs':>10} {'ratio':>7} {'target':>7}")
     for case in cases():
         if not wanted or any(word in case.name for word in wanted):
-            report(case)
+            report(case, as_json=as_json)
 
 
-def report(case: Case) -> None:
+def report(case: Case, *, as_json: bool) -> None:
     """Run both once, compare their results, and time them in turn."""
     for ours, theirs in zip(jax.tree.leaves(case.ours()), jax.tree.leaves(case.theirs()), strict=True):
         assert jnp.allclose(ours, theirs), case.name
     pairs = [(timed(case.ours, case.repeats), timed(case.theirs, case.repeats)) for _ in range(case.rounds)]
     ours, theirs = (min(column) * 1e3 for column in zip(*pairs, strict=True))
-    print(f"{case.name:58} {ours:8.2f}ms {theirs:8.2f}ms {ours / theirs:7.3f} {case.target:7.3f}", flush=True)
+    if as_json:
+        print(json.dumps({"what": case.name, "ours": ours, "theirs": theirs, "target": case.target}), flush=True)
+    else:
+        print(f"{case.name:58} {ours:8.2f}ms {theirs:8.2f}ms {ours / theirs:7.3f} {case.target:7.3f}", flush=True)
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:
