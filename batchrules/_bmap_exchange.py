@@ -56,7 +56,8 @@ def _exchange_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int,
     d_whole, d_carrier, _, d_marker, d_part, _ = tangents
     part, start = primals[4:]
     put = partial(_put, part=d_part, start=start, axis=axis)
-    results = _exchange_p.bind(*primals, axis=axis, size=size)
+    # In operations of its own, so that what nothing needs of them is dropped: the part, and with it a foreign call.
+    results = _exchange_impl(*primals, axis=axis, size=size)
     if is_zero(d_carrier):
         still_zero = is_zero(d_whole) and is_zero(d_part)
         return results, [d_whole if still_zero else put(d_whole), d_carrier, zero_for(results[2]), d_marker]

@@ -30,7 +30,7 @@ def choose(site: DeviceSite, axes: Axes, shapes: Sequence[tuple[int, ...]]) -> C
     return _batch.choose_for(site.request, axes, site.paths, shapes)
 
 
-def _execute(site: DeviceSite, axes: Axes, *operands: Any) -> list[Any]:
+def execute(site: DeviceSite, axes: Axes, *operands: Any) -> list[Any]:
     """Run a recorded batch in JAX operations, where its data lives."""
     if not _placement.is_sharded(axes):
         return _execute_local(site, axes, axes, operands)
@@ -42,7 +42,7 @@ def _execute_local(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence
     if _jacobian.serves(site, local):
         return _by_jacobian(site, axes, local, operands)
     outputs = _run(site, local, operands, site.batch_size)
-    return [_reduced(_rules.with_all_axes(output, local), axes, j) for j, output in enumerate(outputs)]
+    return [_kept(_rules.with_all_axes(output, local), axes, j) for j, output in enumerate(outputs)]
 
 
 def _by_jacobian(site: DeviceSite, axes: Axes, local: Axes, operands: Sequence[Any]) -> list[Any]:
@@ -68,17 +68,15 @@ def _check_block(block: Any, result: Result, axes: Axes, where: str) -> None:
 def _run(site: DeviceSite, axes: Axes, operands: Sequence[Any], batch_size: int | None) -> list[_rules.Output]:
     choice = choose(site, axes, [tuple(operand.shape) for operand in operands])
     plan = _rules.Plan(choice, batch_size, site.name, site.results)
-    return _rules.run(lambda leaves, _: site.body(*leaves), axes, operands, plan)
+    return _rules.run(lambda leaves, size: site.body(*leaves, size=size), axes, operands, plan)
 
 
-def _reduced(array: Any, axes: Axes, output: int) -> Any:
-    """An output that has all axes, without those that it does not keep."""
-    for position in reversed(range(len(axes))):
-        axis = axes[position]
-        if axis.output(output) is OutAxis.ABSENT:
+def _kept(array: Any, axes: Axes, output: int) -> Any:
+    """An output that has all axes but those that it is summed over, with those alone that it keeps."""
+    present = [axis for axis in axes if axis.output(output) is not OutAxis.SUMMED]
+    for position in reversed(range(len(present))):
+        if present[position].output(output) is OutAxis.ABSENT:
             array = lax.index_in_dim(array, 0, position, keepdims=False)
-        elif axis.output(output) is OutAxis.SUMMED:
-            array = jnp.sum(array, position, dtype=array.dtype)
     return _placement.summed_over_devices(array, axes, output)
 
 
@@ -154,7 +152,7 @@ def _run_eagerly(*operands: Any, site: DeviceSite, axes: Axes) -> Sequence[Any]:
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: DeviceSite, axes: Axes) -> Sequence[Any]:
-    return mlir.lower_fun(partial(_execute, site, axes))(ctx, *operands)
+    return mlir.lower_fun(partial(execute, site, axes))(ctx, *operands)
 
 
 mlir.register_lowering(device_call_p, _lower)

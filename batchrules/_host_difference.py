@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from batchrules import _batch
@@ -18,6 +19,7 @@ from batchrules._host_elements import Array
 from batchrules._host_endpoints import GivenJacobian, GivenTangent
 from batchrules._host_runner import Runner
 from batchrules._host_site import HostSite
+from batchrules._host_skipped import masked_batch, nonzero_elements, with_all_axes, zero_elsewhere
 from batchrules._sites import select
 from batchrules._surroundings import Surroundings
 
@@ -92,22 +94,24 @@ class DifferenceRunner:
         moved = [i for i, is_moving in enumerate(self._moving) if is_moving]
         if self._how.scheme == "complex_step":
             check_real(self._how, [given[i] for i in moved], "arguments", self._site.name)
-        whole = {i: self._whole(axes, i, given[i]) for i in moved}
-        vectors = {i: self._whole(axes, count + k, tangents[k]) for k, i in enumerate(moved)}
+        whole = {i: with_all_axes(axes, i, given[i]) for i in moved}
+        vectors = {i: with_all_axes(axes, count + k, tangents[k]) for k, i in enumerate(moved)}
         step = step_along(self._how, [(whole[i], vectors[i]) for i in moved], len(axes))
         step = np.broadcast_to(step, _batch.sizes(axes))
         points = {i: self._points(whole[i], vectors[i], step) for i in moved}
-        values = self._values(axes, given, points, hidden)
+        wanted = nonzero_elements(vectors.values(), _batch.sizes(axes)) if self._skips_zero else None
+        values = self._values(axes, given, points, (hidden, wanted))
         if self._how.scheme == "forward":
             # A copy, because the next call may use the same buffer.
-            values = [*([output.copy() for output in value] for value in values), self._values_here(axes, given)]
-        return [difference(self._how.scheme, of_output, step) for of_output in zip(*values, strict=True)]
+            copies = [[output.copy() for output in value] for value in values]
+            values = [*copies, self._values_here(axes, given, wanted)]
+        outputs = [difference(self._how.scheme, of_output, step) for of_output in zip(*values, strict=True)]
+        return outputs if wanted is None else [zero_elsewhere(output, wanted) for output in outputs]
 
-    def _whole(self, axes: Axes, operand: int, array: Array) -> Array:
-        """An operand with every axis present."""
-        aligned = array.reshape(_batch.aligned_shape(axes, operand, array.shape))
-        element = _batch.element_shape(axes, operand, array.shape)
-        return np.broadcast_to(aligned, (*_batch.sizes(axes), *element))
+    @property
+    def _skips_zero(self) -> bool:
+        # A Jacobian has no direction of zeros.
+        return self._site.conduct.skip_zero and self._site.linear > 0
 
     def _points(self, x: Array, t: Array, step: Array) -> Array:
         aligned = step.reshape(step.shape + (1,) * (x.ndim - step.ndim))
@@ -116,8 +120,11 @@ class DifferenceRunner:
         points.flags.writeable = False
         return points
 
-    def _values(self, axes: Axes, given: Sequence[Array], points: dict[int, Array], hidden: int) -> list[list[Array]]:
+    def _values(
+        self, axes: Axes, given: Sequence[Array], points: dict[int, Array], which: tuple[int, Array | None]
+    ) -> list[list[Array]]:
         """The function at the perturbed points: for each sign, its outputs with all axes in front."""
+        hidden, wanted = which
         signs = len(next(iter(points.values())))
         moved = tuple(i in points for i in range(len(given)))
         outer = BatchAxis(signs, moved)
@@ -126,24 +133,60 @@ class DifferenceRunner:
             for axis in axes
         )
         arrays = [points.get(i, array) for i, array in enumerate(given)]
-        outputs = self._run((outer, *inner), arrays, 1 + hidden)
+        outputs = self._run((outer, *inner), arrays, (1 + hidden, wanted))
         return [[output[k] for output in outputs] for k in range(signs)]
 
-    def _values_here(self, axes: Axes, given: Sequence[Array]) -> list[Array]:
+    def _values_here(self, axes: Axes, given: Sequence[Array], wanted: Array | None) -> list[Array]:
         """The function at the elements themselves, once for each and not for each direction."""
         count = len(given)
         here = [any(axis.in_batched[:count]) for axis in axes]
         own = tuple(replace(a, in_batched=a.in_batched[:count], outputs=None) for a in select(axes, here))
-        outputs = self._run(own, given, 0)
+        others = tuple(p for p, is_here in enumerate(here) if not is_here)
+        outputs = self._run(own, given, (0, None if wanted is None else np.asarray(wanted.any(axis=others))))
         lead = tuple(axis.size if is_here else 1 for axis, is_here in zip(axes, here, strict=True))
         return [
             np.broadcast_to(x.reshape(*lead, *x.shape[len(own) :]), (*_batch.sizes(axes), *x.shape[len(own) :]))
             for x in outputs
         ]
 
-    def _run(self, axes: Axes, arrays: Sequence[Array], hidden: int) -> tuple[Array, ...]:
-        shapes = [array.shape for array in arrays]
-        return Runner(self._base, axes, shapes, replace(self._around, hidden=hidden))(*arrays)
+    def batches(self, operands: Sequence[Any], *, columns: bool) -> list[tuple[HostSite, Axes, Sequence[Any]]]:
+        """What the function would be called for: sites, with their axes and the types of their operands.
+
+        Args:
+            operands: Things with `.shape` and `.dtype`: those of the derived site, or of the site of a Jacobian.
+            columns: Whether it is a Jacobian, with one direction for each entry of the arguments in use.
+        """
+        count = len(self._moving)
+        given = operands[:count] if columns else self._used(operands)[:count]
+        shapes = [_batch.element_shape(self._axes, i, x.shape) for i, x in enumerate(given)]
+        entries = sum(int(np.prod(shape)) for shape in select(shapes, self._moving))
+        axes = (BatchAxis(entries, (False,) * count), *self._axes) if columns else self._axes
+        own = tuple(replace(axis, in_batched=axis.in_batched[:count], outputs=None) for axis in axes)
+        beside = (self._base, *self._beside(own, given, shapes))
+        if self._how.scheme != "forward":
+            return [beside]
+        return [beside, (self._base, tuple(axis for axis in own if any(axis.in_batched)), given)]
+
+    def _beside(self, axes: Axes, given: Sequence[Any], shapes: Sequence[Any]) -> tuple[Axes, Sequence[Any]]:
+        """The axes of the perturbed points, and the types of their operands."""
+        signs, how, moving = 2 if self._how.scheme == "central" else 1, self._how, tuple(self._moving)
+        lead = (signs, *_batch.sizes(axes))
+        points = [
+            _like(x, (*lead, *shape), how) if is_moving else x
+            for x, shape, is_moving in zip(given, shapes, moving, strict=True)
+        ]
+        inner = (replace(a, in_batched=tuple(m or b for m, b in zip(moving, a.in_batched, strict=True))) for a in axes)
+        return (BatchAxis(signs, moving), *inner), points
+
+    def _run(self, axes: Axes, arrays: Sequence[Array], which: tuple[int, Array | None]) -> tuple[Array, ...]:
+        """The function, one by one for the elements alone that are wanted, if not all are."""
+        hidden, wanted = which
+        around = replace(self._around, hidden=hidden)
+        runner = Runner(self._base, axes, [array.shape for array in arrays], around)
+        if wanted is None or runner.choice.vectorised:
+            return runner(*arrays)
+        site, axes, arrays = masked_batch(self._base, axes, arrays, wanted)
+        return Runner(site, axes, [array.shape for array in arrays], around)(*arrays)
 
 
 def _evaluated(base: HostSite, primal: Primal, how: Difference, outputs: Sequence[bool]) -> HostSite:
@@ -171,6 +214,12 @@ class _InUse(HostBody):
 
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         return select(self.of(leaves), self.outputs)
+
+
+def _like(operand: Any, shape: tuple[int, ...], how: Difference) -> jax.ShapeDtypeStruct:
+    """The type of an operand at the perturbed points."""
+    dtype = np.result_type(operand.dtype, np.complex64) if how.scheme == "complex_step" else operand.dtype
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _unit_rows(rows: int, start: int, shape: tuple[int, ...], dtype: Any) -> Array:

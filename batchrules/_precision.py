@@ -25,4 +25,4 @@ def bits(dtype: np.dtype[Any]) -> int:
 
 
 def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.zeros((), dtype).real.dtype if dtype.kind == "c" else dtype
+    return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
