@@ -36,8 +36,8 @@ class DeviceBody:
 
     endpoints: Endpoints = Endpoints()
 
-    def __call__(self, *leaves: Any) -> list[Any]:
-        """The flat outputs."""
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:
+        """The flat outputs, of one element (None) or of a batch of so many."""
         raise NotImplementedError
 
     @property
@@ -62,12 +62,12 @@ class Tangent(DeviceBody):
     nonzero: Mask
     outputs: Mask
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:
         """The output tangents."""
         primals, tangents = leaves[: len(self.nonzero)], leaves[len(self.nonzero) :]
 
         def active(*moving: Any) -> list[Any]:
-            return select(self.of(*fill(self.nonzero, moving, primals)), self.outputs)
+            return select(self.of(*fill(self.nonzero, moving, primals), size=size), self.outputs)
 
         return jax.jvp(active, tuple(select(primals, self.nonzero)), tuple(tangents))[1]
 
@@ -83,12 +83,12 @@ class Cotangent(DeviceBody):
     wanted: Mask
     seen: Mask
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:
         """The cotangents of the wanted primals."""
         primals, cotangents = leaves[: len(self.wanted)], leaves[len(self.wanted) :]
 
         def active(*moving: Any) -> list[Any]:
-            outputs = select(self.of(*fill(self.wanted, moving, primals)), self.seen)
+            outputs = select(self.of(*fill(self.wanted, moving, primals), size=size), self.seen)
             # One that depends on no mapped primal leads with 1, and its cotangent with the size of the batch.
             return [jnp.broadcast_to(x, given.shape) for x, given in zip(outputs, cotangents, strict=True)]
 

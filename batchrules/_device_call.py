@@ -11,10 +11,12 @@ import jax
 import jax.core
 
 from batchrules import _operands, _placement, _trees
+from batchrules._bound import BoundDeviceCall
 from batchrules._device_body import Endpoints
 from batchrules._device_endpoints import Primal
 from batchrules._device_primitive import choose, device_call_p
 from batchrules._device_site import DeviceSite
+from batchrules._finite_difference import Difference
 from batchrules._inspect import recorded_call
 from batchrules._methods import Choice, MethodRequest, check_batch_size, check_method
 from batchrules._options import checked_bool, checked_endpoints
@@ -57,7 +59,7 @@ class DeviceCall:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: the instance is the first argument, static or a container of arrays."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else BoundDeviceCall(self, instance)
 
     def __repr__(self) -> str:
         """The name and the method."""
@@ -154,6 +156,14 @@ def _refuse_traced_constants(constants: Sequence[Any], name: str) -> None:
             )
 
 
+def _refuse_differences(endpoints: Sequence[Any], where: str) -> None:
+    if any(isinstance(endpoint, Difference) for endpoint in endpoints):
+        raise TypeError(
+            f"{where}: finite_difference is for host_call: its endpoints run on the host, in NumPy. Leave it out, and "
+            "JAX differentiates the code of the function; if it cannot, give jvp=, vjp= or jacobian= in JAX."
+        )
+
+
 def device_call(  # noqa: PLR0913  # options, all keyword-only
     fn: Callable[..., Any] | None = None,
     *,
@@ -212,6 +222,7 @@ def device_call(  # noqa: PLR0913  # options, all keyword-only
             jacobian=jacobian, pass_outputs=pass_outputs, static_argnames=static_argnames, name=name,
         )  # fmt: skip
     label = label_of(fn, name, "device_call")
+    _refuse_differences((jvp, vjp, jacobian), label)
     parameters = Parameters(fn, static_argnames, label)
     options = DeviceOptions(
         method=check_method(method, label),

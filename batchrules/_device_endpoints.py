@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from batchrules import _trees
 from batchrules._device_body import DeviceBody, Endpoints
+from batchrules._device_contraction import Jacobian
 from batchrules._errors import ResultError
 from batchrules._signature import CallStructure
 from batchrules._sites import Mask, fill, missing_endpoint, select
@@ -38,7 +39,7 @@ class Primal(DeviceBody):
     name: str
     endpoints: Endpoints
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:  # noqa: ARG002  # shapes tell it all
         """Its outputs."""
         return [jnp.asarray(leaf) for leaf in _trees.flatten(self.result(leaves))[0]]
 
@@ -85,12 +86,11 @@ class GivenTangent(DeviceBody):
     nonzero: Mask
     outputs: Mask
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:
         """The output tangents."""
-        endpoint = self.primal.endpoints.jvp
+        endpoint, count = self.primal.endpoints.jvp, len(self.nonzero)
         if endpoint is None:
-            raise missing_endpoint(self.primal, "jvp")
-        count = len(self.nonzero)
+            return self._by_jacobian(leaves, size)
         primals, outputs, tangents = _parted(leaves, count, sum(self.nonzero))
         structure, outline = self.primal.structure, self.primal.outline(primals)
         args, keywords = structure.assemble(primals)
@@ -102,6 +102,13 @@ class GivenTangent(DeviceBody):
         places = select([_place(path, i) for i, path in enumerate(outline.paths)], self.outputs)
         return _checked(select(answer, self.outputs), select(outline.outputs, self.outputs), where, places)
 
+    def _by_jacobian(self, leaves: Sequence[Any], size: int | None) -> list[Any]:
+        if self.primal.endpoints.jacobian is None:
+            raise missing_endpoint(self.primal, "jvp")
+        first = len(leaves) - sum(self.nonzero)
+        blocks = GivenJacobian(self.primal, self.nonzero, self.outputs)
+        return blocks.taken(leaves[:first], size).forward(leaves[first:])
+
 
 @dataclass(frozen=True)
 class GivenCotangent(DeviceBody):
@@ -111,11 +118,11 @@ class GivenCotangent(DeviceBody):
     wanted: Mask
     seen: Mask
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:
         """The argument cotangents."""
         endpoint = self.primal.endpoints.vjp
         if endpoint is None:
-            raise missing_endpoint(self.primal, "vjp")
+            return self._by_jacobian(leaves, size)
         primals, outputs, cotangents = _parted(leaves, len(self.wanted), sum(self.seen))
         structure, outline = self.primal.structure, self.primal.outline(primals)
         shown = [_fitted(c, x) for c, x in zip(cotangents, select(outline.outputs, self.seen), strict=True)]
@@ -128,6 +135,13 @@ class GivenCotangent(DeviceBody):
         places = [str(i) for i, is_wanted in enumerate(self.wanted) if is_wanted]
         return _checked(select(answer, self.wanted), select(primals, self.wanted), where, places)
 
+    def _by_jacobian(self, leaves: Sequence[Any], size: int | None) -> list[Any]:
+        if self.primal.endpoints.jacobian is None:
+            raise missing_endpoint(self.primal, "vjp")
+        first = len(leaves) - sum(self.seen)
+        blocks = GivenJacobian(self.primal, self.wanted, self.seen)
+        return blocks.taken(leaves[:first], size).reverse(leaves[first:])
+
 
 @dataclass(frozen=True)
 class GivenJacobian(DeviceBody):
@@ -137,7 +151,7 @@ class GivenJacobian(DeviceBody):
     wanted: Mask
     outputs: Mask
 
-    def __call__(self, *leaves: Any) -> list[Any]:
+    def __call__(self, *leaves: Any, size: int | None = None) -> list[Any]:  # noqa: ARG002  # shapes tell it all
         """The blocks."""
         endpoint = self.primal.endpoints.jacobian
         if endpoint is None:
@@ -152,6 +166,12 @@ class GivenJacobian(DeviceBody):
         rows = select(_matched(result, like, where, "outputs", branches=True), self.outputs)
         blocks = [_matched(row, structure.mirror(list(primals)), where, "arguments, for each output") for row in rows]
         return [jnp.asarray(block) for row in blocks for block in select(row, self.wanted)]
+
+    def taken(self, leaves: Sequence[Any], size: int | None) -> Jacobian:
+        """The Jacobian of one element (None) or of a batch of so many, to be contracted where JAX traces it."""
+        primals = leaves[: len(self.wanted)]
+        outputs = select(self.primal.outline(primals).outputs, self.outputs)
+        return Jacobian(self(*leaves), outputs, select(primals, self.wanted), size, self.primal.name)
 
 
 def _parted(leaves: Sequence[Any], primals: int, linear: int) -> tuple[Any, Any, Any]:

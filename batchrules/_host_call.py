@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from batchrules import _batch, _host_where, _operands, _placement
+from batchrules._bound import BoundHostCall
 from batchrules._dispatch import check_dispatch
 from batchrules._host_body import Endpoint, Primal
 from batchrules._host_context import FirstCall, inside_numpy_only
@@ -131,7 +132,7 @@ class HostCall:
             ... def total(x):
             ...     return x.sum(axis=-1)
             >>> total.replace(method="expand_dims")
-            <total method='expand_dims'>
+            <host_call 'total' method='expand_dims'>
         """
         return host_call(self._fn, self._result_shape, **{**self._given, **options})
 
@@ -141,7 +142,7 @@ class HostCall:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: the instance is the first argument, static or a container of arrays."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else BoundHostCall(self, instance)
 
     def __repr__(self) -> str:
         """The name and the method."""

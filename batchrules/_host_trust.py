@@ -25,18 +25,19 @@ class Trust:
         self._records: dict[Hashable, _Record] = {}
         self._distrusted: set[Hashable] = set()
 
-    def must_check(self, key: Hashable, varies: Callable[[int], bool]) -> bool:
-        """Count a call, and say whether it has to be checked.
+    def due(self, key: Hashable, varies: Callable[[int], bool]) -> int | None:
+        """Count a call; None if it need not be checked, else the number of calls since the first that passed.
 
-        Until one has passed, now and then after that, and when an argument varies that never did in a check.
+        Calls are checked until one has passed, now and then after that, and when an argument varies that never did in a
+        check.
         """
         with self._lock:
             record = self._records.get(key)
             if record is None:
-                return True
+                return 0
             record.calls += 1
             calls, unvaried = record.calls, record.unvaried
-        return _is_recheck(calls) or any(varies(argument) for argument in unvaried)
+        return calls if _is_recheck(calls) or any(varies(argument) for argument in unvaried) else None
 
     def passed(self, key: Hashable, unvaried: frozenset[int]) -> None:
         """Note that a check has passed in which these mapped arguments did not vary."""

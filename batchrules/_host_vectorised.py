@@ -49,7 +49,8 @@ class _Chunks:
         # What is known of a function holds for the arguments that were mapped then, and varied, and no others.
         dtypes = tuple(array.dtype.str for array in this.given)
         self._key = self._site, tuple(this.frame.element_shapes), dtypes, this.frame.choice.method, this.frame.mapped
-        self._is_due = self._site.conduct.verify is not False and self._site.trust.must_check(self._key, self._varies)
+        # How many calls ago it passed for the first time, if it is to be checked now.
+        self._due = None if self._site.conduct.verify is False else self._site.trust.due(self._key, self._varies)
 
     def run(self) -> None:
         """Make the calls."""
@@ -90,17 +91,18 @@ class _Chunks:
     def _settle(self, index: int, values: Sequence[Any]) -> None:
         start, stop = self._bounds(index)
         results = self._checked(values, stop - start)
-        if self._is_due and self._to_check is None and stop - start > 1:
-            self._choose_rows(index, results)
+        if self._due is not None and self._to_check is None and stop - start > 1:
+            self._choose_rows(index, results, self._due)
         numbers = slice(start, stop) if self._this.chosen is None else self._this.chosen[start:stop]
         for output, value in enumerate(results):
             # The check calls the function again, which may use the same buffer for its result.
             self._this.outputs.store_many(numbers, output, value, keep=self._to_check is None)
 
-    def _choose_rows(self, index: int, results: Sequence[Array]) -> None:
+    def _choose_rows(self, index: int, results: Sequence[Array], calls: int) -> None:
         start, stop = self._bounds(index)
         batch = Batch(self._this.frame.choice.method, stop - start, self._arrays(index), self._leads, {})
-        if (rows := _host_verify.differing_rows(batch)) is not None:
+        first = _host_verify.first_row(batch.size, calls)
+        if (rows := _host_verify.differing_rows(batch, first)) is not None:
             kept = {row: [np.array(result[row]) for result in results] for row in rows}
             self._to_check = start, replace(batch, outputs=kept), rows
 

@@ -134,11 +134,21 @@ def _product(xp: Any, place: tuple[Site, Axes, int], block: _Factor, operand: tu
     present = {label for label in (*block.labels, *mapped) if isinstance(label, int)}
     kept = [p for p, axis in enumerate(axes) if axis.output(position) is OutAxis.KEPT]
     labels = [*(p for p in kept if p in present), *(("kept", d) for d in range(len(result.shape)))]
-    product = _einsum(xp, block, _Factor(vector, (*mapped, *summed)), labels)
+    absent = [p for p, axis in enumerate(axes) if axis.output(position) is OutAxis.ABSENT]
+    factor = _Factor(vector, (*mapped, *summed))
+    product = _einsum(xp, _first(block, absent), _first(factor, absent), labels)
     for p, axis in enumerate(axes):
         if p not in present and axis.output(position) is OutAxis.SUMMED:
             product = product * np.asarray(axis.size).astype(product.dtype)
-    return _as_promised(xp, _repeated(xp, product, axes, kept, present), result)
+    return as_promised(xp, _repeated(xp, product, axes, kept, present), result)
+
+
+def _first(factor: _Factor, absent: Sequence[int]) -> _Factor:
+    """The first element along the axes that an output does not depend on, where all are equal."""
+    if not any(label in absent for label in factor.labels):
+        return factor
+    index = tuple(0 if label in absent else slice(None) for label in factor.labels)
+    return _Factor(factor.array[index], tuple(label for label in factor.labels if label not in absent))
 
 
 def _einsum(xp: Any, block: _Factor, vector: _Factor, labels: Sequence[Any]) -> Any:
@@ -146,12 +156,12 @@ def _einsum(xp: Any, block: _Factor, vector: _Factor, labels: Sequence[Any]) -> 
     number = [
         [numbers.setdefault(label, len(numbers)) for label in group] for group in (block.labels, vector.labels, labels)
     ]
-    dtype = _working_dtype(block.array.dtype, vector.array.dtype)
+    dtype = working_dtype(block.array.dtype, vector.array.dtype)
     first, second = block.array.astype(dtype), vector.array.astype(dtype)
     return xp.einsum(first, number[0], second, number[1], number[2], optimize=True)
 
 
-def _working_dtype(block: Any, vector: Any) -> Any:
+def working_dtype(block: Any, vector: Any) -> Any:
     """Sums of 16-bit numbers are made in 32 bits."""
     wide = [np.dtype("float32") if dtype.itemsize < 4 else dtype for dtype in (block, vector)]
     return np.result_type(*wide)
@@ -166,7 +176,7 @@ def _repeated(xp: Any, product: Any, axes: Axes, kept: Sequence[int], present: s
     return xp.broadcast_to(product.reshape(*aligned, *element), (*(axes[p].size for p in kept), *element))
 
 
-def _as_promised(xp: Any, product: Any, result: Result) -> Any:
+def as_promised(xp: Any, product: Any, result: Result) -> Any:
     """By JAX's convention what a real number pairs with is the real part."""
     is_complex = xp.iscomplexobj(product) and not jnp.issubdtype(result.dtype, np.complexfloating)
     return (product.real if is_complex else product).astype(result.dtype)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compositions import SECOND, assert_close
 from foreign import METHODS
+from test_device_derivatives import SMOOTH
 
 import batchrules
 
@@ -65,13 +67,6 @@ COMPOSITIONS = {
 }
 
 
-def assert_close(result, wanted):
-    assert jax.tree.structure(result) == jax.tree.structure(wanted)
-    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
-        assert (got.shape, got.dtype) == (want.shape, want.dtype)
-        np.testing.assert_allclose(np.asarray(got), np.asarray(want), 1e-9, 1e-9)
-
-
 @pytest.mark.parametrize("name", COMPOSITIONS)
 @pytest.mark.parametrize("pass_outputs", [False, True])
 def test_jacobian_alone_serves_both_modes(name, pass_outputs):
@@ -101,6 +96,118 @@ def test_needed_tells_the_arguments_in_use():
     f = Counted(["jacobian"])
     jax.jit(jax.jacrev(f.call, 1))(X, Y)
     assert [needed for _, _, needed, _ in f.calls] == [(False, True)]
+
+
+# --- second derivatives: JAX traces the contraction, and the Jacobian in it -----------------------------------------
+
+
+def smooth_jacobian(args, needed, outputs=None):
+    """The Jacobian of `SMOOTH` for one element, or for a batch whose arrays lead with its size or with 1."""
+    del needed, outputs
+    ranks = [len(shape) for shape in SMOOTH.shapes]
+    blocks = jax.jacobian(SMOOTH.twin, (0, 1, 2))
+    if all(x.ndim == rank for x, rank in zip(args, ranks, strict=True)):
+        return blocks(*args)
+    led = [x if x.ndim > rank else x[None] for x, rank in zip(args, ranks, strict=True)]
+    size = max(x.shape[0] for x in led)
+    return jax.vmap(blocks)(*(jnp.broadcast_to(x, (size, *x.shape[1:])) for x in led))
+
+
+def by_jacobian(method, **options):
+    return batchrules.device_call(
+        lambda *args: SMOOTH(jnp, *args), method=method, jacobian=smooth_jacobian, name="smooth", **options
+    )
+
+
+def second(name, f):
+    return jax.jit(lambda: SECOND[name](f))()
+
+
+@pytest.fixture(scope="module")
+def twin_results():
+    return {name: second(name, SMOOTH.twin) for name in SECOND}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_by_a_jacobian_alone(name, twin_results):
+    assert_close(second(name, by_jacobian("expand_dims")), twin_results[name])
+
+
+@pytest.mark.parametrize("name", ["hessian of nested vmaps", "vmap of hessian"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sequential", {}),
+        ("broadcast_all", {"batch_size": 3}),
+        ("expand_dims", {"pass_outputs": True}),
+        ("legacy_vectorized", {}),
+    ],
+)
+def test_second_derivatives_by_every_method(name, method, options, twin_results):
+    assert_close(second(name, by_jacobian(method, **options)), twin_results[name])
+
+
+def test_third_derivatives_outside_jit():
+    f = batchrules.device_call(lambda x: x**4, method="expand_dims", jacobian=lambda args, _: (4 * args[0] ** 3,))
+    thrice = jax.vmap(jax.grad(jax.grad(jax.grad(f))))
+    np.testing.assert_allclose(thrice(X), 24 * X)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "complex64"])
+def test_second_derivatives_of_other_dtypes(dtype):
+    f = batchrules.device_call(
+        lambda x: x * x * x, method="expand_dims", jacobian=lambda args, _: (3 * args[0] * args[0],)
+    )
+    x = jnp.arange(4).astype(dtype)
+    twice = lambda f: jax.grad(jax.grad(f, holomorphic=x.dtype.kind == "c"), holomorphic=x.dtype.kind == "c")  # noqa: E731
+    result, wanted = (jax.jit(jax.vmap(twice(g)))(x) for g in (f, lambda x: x * x * x))
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.parametrize("lead", [(), (4,)], ids=["one element", "a batch"])
+def test_second_derivatives_check_the_shape_of_a_block(lead):
+    def jacobian(args, needed):
+        del needed
+        # Elementwise, where the block of a vector by a vector is a matrix.
+        return (3 * args[0] ** 2,)
+
+    f = batchrules.device_call(lambda x: x**3, method="expand_dims", jacobian=jacobian, name="cube")
+    program = jax.vmap(jax.hessian(lambda x: f(x).sum())) if lead else jax.hessian(lambda x: f(x).sum())
+    with pytest.raises(batchrules.ResultError, match=r"the jacobian endpoint's block of output 0 by argument 0 has"):
+        jax.jit(program)(jnp.ones((*lead, 3)))
+
+
+@pytest.mark.parametrize("transform", [jax.jacfwd, jax.jacrev, jax.hessian])
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0)], ids=str)
+def test_an_output_that_depends_on_no_mapped_argument(mapped, transform):
+    """It comes back once, and so does its derivative: not once for each element, nor their sum."""
+
+    def function(x, y):
+        return {"both": x * y, "y": y**3}
+
+    def jacobian(args, needed):
+        del needed
+        x, y = args
+        shape = jnp.broadcast_shapes(x.shape, y.shape)
+        eye, zero = jnp.eye(3)[(None,) * (x.ndim - 1)], jnp.zeros((*y.shape, 3))
+        by_x, by_y = (jnp.broadcast_to(v, shape)[..., None] * eye for v in (y, x))
+        return {"both": (by_x, by_y), "y": (zero, (3 * y * y)[..., None] * eye)}
+
+    f = batchrules.device_call(function, method="expand_dims", jacobian=jacobian)
+    args = [XS if axis == 0 else Y for axis in mapped]
+
+    def derivative(f):
+        return jax.jit(transform(jax.vmap(f, mapped), (0, 1)))(*args)
+
+    assert_close(derivative(f), derivative(function))
+
+
+def test_finite_differences_are_for_host_calls():
+    with pytest.raises(TypeError, match=r"device_call 'twin': finite_difference is for host_call.*give jvp=, vjp= or"):
+        batchrules.device_call(twin, **batchrules.finite_difference(twin))
+    with pytest.raises(TypeError, match="finite_difference is for host_call"):
+        batchrules.device_call(twin, jvp=batchrules.finite_difference(twin).jvp)
 
 
 def test_on_an_explicit_mesh(explicit_mesh):

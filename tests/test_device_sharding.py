@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compositions import nest, of_all, total
 from foreign import Foreign
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from sharded import EXPLICIT, JAX_VERSION, assert_right_everywhere, auto, explicit, mesh_of, put, types, using
-from test_device_derivatives import SMOOTH, all_args, device, nest, total
+from test_device_derivatives import SMOOTH, device
 
 import batchrules
 
@@ -40,11 +41,11 @@ PROGRAMS = {
         (XS, YS[:3], S),
         (0, None, None),
     ),
-    "grad": (lambda f: all_args(jax.grad)(total(outer(f))), (XS, Y, S), (0, None, None)),
-    "vmap of grad": (lambda f: jax.vmap(all_args(jax.grad)(total(f)), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
-    "grad of vmaps": (lambda f: all_args(jax.grad)(total(nest(f))), (XS, YS[:3], SS[:3]), (0, None, None)),
-    "vmap of jacfwd": (lambda f: jax.vmap(all_args(jax.jacfwd)(f), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
-    "vmap of jacrev": (lambda f: jax.vmap(all_args(jax.jacrev)(f), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
+    "grad": (lambda f: of_all(jax.grad)(total(outer(f))), (XS, Y, S), (0, None, None)),
+    "vmap of grad": (lambda f: jax.vmap(of_all(jax.grad)(total(f)), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
+    "grad of vmaps": (lambda f: of_all(jax.grad)(total(nest(f))), (XS, YS[:3], SS[:3]), (0, None, None)),
+    "vmap of jacfwd": (lambda f: jax.vmap(of_all(jax.jacfwd)(f), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
+    "vmap of jacrev": (lambda f: jax.vmap(of_all(jax.jacrev)(f), (0, None, 0)), (XS, Y, SS), (0, None, 0)),
     "jvp": (lambda f: lambda *a: jax.jvp(outer(f), a, a)[1], (XS, Y, S), (0, None, None)),
 }
 
@@ -173,20 +174,20 @@ def test_gradient_inside_shard_map(method, case):
     derivation = "body" if case[2] else "endpoints"
 
     def gradient(f):
-        return mapped_over(case, all_args(jax.grad)(total(outer(f))), (over_rows(case), P(), P()))
+        return mapped_over(case, of_all(jax.grad)(total(outer(f))), (over_rows(case), P(), P()))
 
     result = jax.jit(gradient(device(SMOOTH, method, derivation)))(XS, Y, S)
-    assert_right_everywhere(result, all_args(jax.grad)(total(outer(SMOOTH.twin)))(XS, Y, S))
+    assert_right_everywhere(result, of_all(jax.grad)(total(outer(SMOOTH.twin)))(XS, Y, S))
 
 
 @shard_maps
 @pytest.mark.parametrize("method", ["sequential", "expand_dims"])
 def test_gradient_of_shard_map(method, case):
     def gradient(f):
-        return all_args(jax.grad)(total(mapped_over(case, outer(f), over_rows(case))))
+        return of_all(jax.grad)(total(mapped_over(case, outer(f), over_rows(case))))
 
     result = jax.jit(gradient(device(SMOOTH, method, "body")))(XS, Y, S)
-    assert_right_everywhere(result, all_args(jax.grad)(total(outer(SMOOTH.twin)))(XS, Y, S))
+    assert_right_everywhere(result, of_all(jax.grad)(total(outer(SMOOTH.twin)))(XS, Y, S))
 
 
 JACOBIANS = [

@@ -4,6 +4,8 @@ The ```python blocks of a page run one after the other in one namespace, in a fr
 defaults. A comment directly above a block says what is special about it:
 
     <!-- not run: reason -->    above a ```python block: it is not run, for that reason
+    <!-- needs: a.b.Name -->    above a ```python block: it is run where this name can be imported
+    <!-- file: name.py -->      above a ```python block: it is written to that file, which later blocks may use
     <!-- output -->             above a ```text block: exactly what the ```python block before it prints
                                 ("..." stands for anything)
 
@@ -12,9 +14,12 @@ defaults. A comment directly above a block says what is special about it:
 
 import contextlib
 import doctest
+import importlib
 import io
 import os
+import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -23,12 +28,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^`]*)$")
-COMMENT = re.compile(r"^\s*<!--\s*(?P<kind>not run|output)\b(?P<rest>.*?)-->\s*$")
+COMMENT = re.compile(r"^\s*<!--\s*(?P<kind>not run|needs|file|output)\b(?P<rest>.*?)-->\s*$")
 # Under these names a block looks the same to the reader, and would never run.
 UNTESTED_NAMES = {"py", "python3", "pycon", "ipython"}
+
+
+# With attributes (a title) a block is not run as it stands; so it must be a file that `make examples` runs.
+EXAMPLE = re.compile(r'--8<-- "examples/\w+\.py"\n')
 
 
 class DocsError(Exception):
@@ -42,16 +51,18 @@ class Fence:
     line: int  # of its first line of text, from 1
     language: str
     text: str
-    kind: str  # of the comment directly above: "not run", "output" or ""
-    reason: str
+    kind: str  # of the comment directly above: "not run", "needs", "file", "output" or ""
+    reason: str  # what that comment says after the colon
 
 
 @dataclass(frozen=True)
 class Block:
-    """A python block to run, and the output that the page shows for it."""
+    """A python block to run, or to write to a file, and the output that the page shows for it."""
 
     line: int
     code: str
+    needs: str = ""
+    file: str = ""
     output: str | None = None
 
 
@@ -90,10 +101,16 @@ def check(fence):
     """Raise where a fence and the comment above it do not fit together."""
     if fence.language.lower() in UNTESTED_NAMES:
         raise DocsError(f"line {fence.line}: call this language `python`, or the block is never run")
-    if fence.kind == "not run" and fence.language != "python":
-        raise DocsError(f"line {fence.line}: `not run` is for python blocks, this is {fence.language!r}")
+    if fence.language.startswith("{") and not EXAMPLE.fullmatch(fence.text):
+        raise DocsError(f"line {fence.line}: only a file of examples/ may stand in a block with attributes")
+    if fence.kind in ("not run", "needs", "file") and fence.language != "python":
+        raise DocsError(f"line {fence.line}: `{fence.kind}` is for python blocks, this is {fence.language!r}")
     if fence.kind == "not run" and not fence.reason:
         raise DocsError(f"line {fence.line}: say why: <!-- not run: reason -->")
+    if fence.kind == "needs" and not re.fullmatch(r"\w+(\.\w+)*", fence.reason):
+        raise DocsError(f"line {fence.line}: say what: <!-- needs: module.Name -->")
+    if fence.kind == "file" and not re.fullmatch(r"\w+\.\w+", fence.reason):
+        raise DocsError(f"line {fence.line}: say which, in this folder: <!-- file: name.py -->")
     if fence.kind == "output" and fence.language != "text":
         raise DocsError(f"line {fence.line}: `output` is for text blocks, this is {fence.language!r}")
 
@@ -104,18 +121,30 @@ def blocks(page_text):
     for fence in fences(page_text):
         check(fence)
         if fence.kind == "output":
-            if previous is None or previous.kind == "not run" or running[-1].output is not None:
+            if previous is None or previous.kind in ("not run", "file") or running[-1].output is not None:
                 raise DocsError(f"line {fence.line}: no python block that runs stands before this output")
             running[-1] = replace(running[-1], output=fence.text)
         elif fence.language == "python":
             previous = fence
             if fence.kind != "not run":
-                running.append(Block(fence.line, fence.text))
+                more = {fence.kind: fence.reason} if fence.kind in ("needs", "file") else {}
+                running.append(Block(fence.line, fence.text, **more))
     return running
+
+
+def importable(name):
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def run_block(block, filename, namespace):
     """Run one block. A traceback through it has the page's name and line numbers."""
+    if block.file:
+        Path(block.file).write_text(block.code, encoding="utf-8")
+        return
     code = compile("\n" * (block.line - 1) + block.code, filename, "exec", dont_inherit=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -131,7 +160,8 @@ def run_block(block, filename, namespace):
 def run_page(page):
     namespace = {"__name__": "__main__"}
     for block in blocks(page.read_text(encoding="utf-8")):
-        run_block(block, str(page), namespace)
+        if not block.needs or importable(block.needs):
+            run_block(block, str(page), namespace)
 
 
 def run_in_fresh_interpreter(page, folder):
@@ -203,15 +233,70 @@ def test_a_block_with_a_reason_is_not_run(tmp_path):
     run_page(page)
 
 
+@pytest.mark.parametrize("name", ["no_such_package", "no_such_package.Name", "json.no_such_name"])
+def test_a_block_whose_needs_are_missing_is_not_run(tmp_path, name):
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- needs: {name} -->\n```python\n1 / 0\n```\n", encoding="utf-8")
+    run_page(page)
+
+
+def test_a_block_whose_needs_are_there_is_run(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- needs: json.JSONDecodeError -->\n```python\n1 / 0\n```\n", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        run_page(page)
+
+
+def test_a_block_that_is_a_file_is_written_and_not_run(tmp_path):
+    page = tmp_path / "page.md"
+    reader = "assert open('made.py').read() == 'number = 3\\n'\nassert 'number' not in globals()"
+    text = f"<!-- file: made.py -->\n```python\nnumber = 3\n```\n\n```python\n{reader}\n```\n"
+    page.write_text(text, encoding="utf-8")
+    run = run_in_fresh_interpreter(page, tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+LINK = re.compile(r"\]\((?!\w+:)(?P<path>[^)#\s]+)")
+# `mkdocs build --strict` checks the links of docs/.
+FOLDERS = ("adapters/tesseract", "benchmarks", "examples")
+OTHER_PAGES = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in FOLDERS))
+
+
+@pytest.mark.parametrize("page", OTHER_PAGES)
+def test_links_lead_to_files(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folder = (ROOT / page).parent
+    assert not [link["path"] for link in LINK.finditer(text) if not (folder / link["path"]).exists()]
+
+
+@pytest.mark.parametrize("module", ["batchrules", "batchrules.testing"])
+def test_the_reference_has_each_public_name(module):
+    public = importlib.import_module(module).__all__
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8").splitlines()
+    listed = [line.removeprefix("::: ") for line in reference if line.startswith("::: ")]
+    of_module = [name.rpartition(".")[2] for name in listed if name.rpartition(".")[0] == module]
+    assert sorted(of_module) == sorted(public)
+
+
+def test_the_drawing_of_the_methods_is_what_its_script_draws():
+    script = runpy.run_path(str(ROOT / "docs" / "draw_methods.py"))
+    assert (ROOT / "docs" / "methods.svg").read_text(encoding="utf-8") == script["svg"]()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("<!-- not run -->\n```python\nx = 1\n```\n", "line 3: say why"),
         ("<!-- not run: -->\n```python\nx = 1\n```\n", "line 3: say why"),
         ("<!-- not run: a reason -->\n```text\nx\n```\n", "line 3: `not run` is for python blocks"),
+        ("<!-- needs: json -->\n```text\nx\n```\n", "line 3: `needs` is for python blocks"),
+        ("<!-- needs -->\n```python\nx = 1\n```\n", "line 3: say what"),
+        ("<!-- file: a/b.py -->\n```python\nx = 1\n```\n", "line 3: say which"),
+        ("<!-- needs: a reason -->\n```python\nx = 1\n```\n", "line 3: say what"),
         ("<!-- output -->\n```python\nx = 1\n```\n", "line 3: `output` is for text blocks"),
         ("<!-- output -->\n```text\nx\n```\n", "line 3: no python block that runs"),
         ("```py\nx = 1\n```\n", "line 2: call this language `python`"),
+        ("```{.python}\nx = 1\n```\n", "line 2: only a file of examples/"),
         ("```python\nx = 1\n", "line 1: this fence is never closed"),
     ],
 )

@@ -528,7 +528,7 @@ def test_a_step_of_a_numpy_type():
 def test_second_derivatives_are_an_error():
     f = by_differences(np.sin)
     for second in (jax.hessian(lambda x: f(x).sum()), jax.jacfwd(jax.jacfwd(f)), jax.jacrev(jax.jacrev(f))):
-        with pytest.raises(batchrules.DerivativeError, match="The derivative of an endpoint is given by"):
+        with pytest.raises(batchrules.DerivativeError, match="made by finite differences, for first derivatives only"):
             second(X)
 
 
@@ -559,3 +559,92 @@ def test_a_function_that_mixes_elements_is_found_out():
     f = by_differences(lambda x: x / np.linalg.norm(x), method="expand_dims")
     with pytest.raises(batchrules.BatchContractError, match="does not treat the elements of a batch one by one"):
         jax.jacfwd(f)(X)
+
+
+# --- skip_zero ------------------------------------------------------------------------------------------------
+
+GRID = jnp.arange(12.0).reshape(6, 2) + 1
+# For each of 12 directions but one of 6 elements moves; then the elements themselves.
+CALLS = {"central": 2 * 12 + 6, "forward": 12 + 6 + 6, "complex_step": 12 + 6}
+
+
+def powers(x, y):
+    return x**2 * y
+
+
+def skipping(scheme, **options):
+    noted, shapes = logged(powers)
+    result = jax.ShapeDtypeStruct((2,), "float64")
+    return by_differences(noted, result, scheme, **{"method": "sequential", "skip_zero": True, **options}), shapes
+
+
+@pytest.mark.parametrize("way", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@every_scheme
+def test_elements_that_do_not_move_are_not_called(scheme, way):
+    f, shapes = skipping(scheme)
+
+    def jacobian_and_value(f):
+        return jax.jacfwd(lambda xs: (jax.vmap(f, (0, None))(xs, GRID[0]),) * 2, has_aux=True)(GRID)
+
+    result, wanted = way(lambda: jacobian_and_value(f))(), jacobian_and_value(powers)
+    assert_close(result, wanted, 1e-6, 1e-6)
+    assert len(shapes) == CALLS[scheme]
+
+
+@every_scheme
+def test_nothing_moves(scheme):
+    f, shapes = skipping(scheme)
+    tangents = jax.jvp(jax.vmap(f, (0, None)), (GRID, GRID[0]), (0 * GRID, 0 * GRID[0]))[1]
+    np.testing.assert_array_equal(tangents, 0 * GRID)
+    assert len(shapes) == len(GRID)
+
+
+def test_a_vectorised_function_is_called_for_all():
+    f, shapes = skipping("central", method="expand_dims", verify=False)
+    assert_close(
+        jax.jacfwd(jax.vmap(f, (0, None)))(GRID, GRID[0]), jax.jacfwd(jax.vmap(powers, (0, None)))(GRID, GRID[0]), 1e-6
+    )
+    assert shapes == [(6, 2), (2 * 12 * 6, 2)]
+
+
+@every_scheme
+def test_elements_that_do_not_move_beside_a_mask(scheme):
+    """Of the elements that `where` lets through, those that move."""
+    f, shapes = skipping(scheme)
+    mask = np.arange(6) % 2 == 0
+
+    def masked(f):
+        return lambda xs, y: jax.vmap(lambda flag, x: f(flag, x, y))(mask, xs)
+
+    ours = masked(lambda flag, x, y: f.where(flag, x, y, otherwise=7.0))
+    twin = masked(lambda flag, x, y: jnp.where(flag, powers(x, y), 7.0))
+    assert_close(jax.jacfwd(ours)(GRID, GRID[0]), jax.jacfwd(twin)(GRID, GRID[0]), 1e-6, 1e-6)
+    assert len(shapes) == CALLS[scheme] / 2
+
+
+@every_scheme
+@pytest.mark.parametrize("options", [{}, {"executor": 2}], ids=str)
+def test_a_record_has_the_calls_that_were_made(scheme, options):
+    f, shapes = skipping(scheme, **options)
+    with batchrules.record() as log:
+        jax.jacfwd(jax.vmap(f, (0, None)))(GRID, GRID[0])
+    assert len(log.calls) == len(shapes) == CALLS[scheme]
+    moved = [call.first for call in log.calls[6:]]
+    # Each moves along two directions of 12; places count elements, and in front of them directions.
+    assert {place[-1] for place in moved} == set(range(6))
+
+
+def test_failed_elements_among_those_that_move():
+    def root(x):
+        if (x < 0).any():
+            raise ValueError("a root of a negative number")
+        return np.sqrt(x)
+
+    f = by_differences(
+        root, jax.ShapeDtypeStruct((), "float64"), method="sequential", skip_zero=True, on_error="nan", step=1e-6
+    )
+    xs = jnp.array([1.0, -4.0, 9.0])
+    with pytest.warns(batchrules.FailedElementsWarning) as told:
+        jacobian = jax.jacfwd(jax.vmap(f))(xs)
+    np.testing.assert_allclose(jacobian, np.diag([0.5, np.nan, 1 / 6]), 1e-6)
+    assert ["1 of 3 elements failed" in str(warning.message) for warning in told] == [True, True]

@@ -56,6 +56,50 @@ def test_only_a_jvp(run):
         run(jax.grad(loss(f)))(X, Y)
 
 
+SECOND_DERIVATIVES = {
+    "hessian": (jax.hessian, "vjp", "jvp"),
+    "jacfwd of jacfwd": (lambda f: jax.jacfwd(jax.jacfwd(f)), "jvp", "jvp"),
+    "jacrev of jacrev": (lambda f: jax.jacrev(jax.jacrev(f)), "vjp", "vjp"),
+}
+
+
+@ways
+@pytest.mark.parametrize(("transform", "kind", "which"), SECOND_DERIVATIVES.values(), ids=SECOND_DERIVATIVES)
+@pytest.mark.parametrize("by", ["the jacobian endpoint", "finite differences"])
+def test_what_gives_first_derivatives_only(by, transform, kind, which, run):
+    """The advice is not to give what is given already."""
+
+    def cube(x):
+        return x**3
+
+    differences = batchrules.finite_difference(cube)
+    given = {"jacobian": lambda args, _: (3 * args[0] ** 2,)} if by == "the jacobian endpoint" else differences
+    f = batchrules.host_call(cube, jax.ShapeDtypeStruct((), "float64"), **given)
+    text = rf"'cube' \({kind}\) is made by {by}, for first.*{which}\. Pass {kind}= that is a host_call with a {which}="
+    with pytest.raises(batchrules.DerivativeError, match=text):
+        run(transform(f))(2.0)
+
+
+def test_the_advice_for_second_derivatives_helps():
+    def vjp(args, cotangent, needed):
+        del needed
+        return (3 * cotangent * args[0] ** 2,)
+
+    def vjp_jvp(args, tangents):
+        (x,), cotangent, _ = args
+        (tx,), tangent, _ = tangents
+        return (sum(part for part in (6 * cotangent * x * tx, 0 if tangent is None else 3 * tangent * x**2)),)
+
+    endpoint = batchrules.host_call(vjp, lambda args, cotangent, needed: (args[0],), jvp=vjp_jvp)  # noqa: ARG005
+    f = batchrules.host_call(
+        lambda x: x**3,
+        jax.ShapeDtypeStruct((), "float64"),
+        jacobian=lambda args, _: (3 * args[0] ** 2,),
+        vjp=endpoint,
+    )
+    np.testing.assert_allclose(jax.hessian(f)(2.0), 12.0)
+
+
 def test_a_missing_endpoint_is_reported_when_lowered_and_not_when_traced():
     reverse, forward = times(vjp=times_vjp), times(jvp=times_jvp)
     traced = jax.jit(lambda x, y: jax.jvp(reverse, (x, y), (y, x))).trace(X, Y)

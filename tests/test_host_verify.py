@@ -14,7 +14,16 @@ from jax.sharding import PartitionSpec as P
 from lies import F64, LIES, VECTORISED, Counted, by_element, cumulate, normalise, random, repeat
 from programs import run
 
-from batchrules import ArraySpec, BatchContractError, BatchContractWarning, host_call, last_error, original_errors
+from batchrules import (
+    ArraySpec,
+    BatchContractError,
+    BatchContractWarning,
+    _host_verify,
+    host_call,
+    last_error,
+    original_errors,
+)
+from batchrules._methods import Lead
 
 WAYS = {"eager": lambda function: function, "jit": jax.jit}
 XS = np.arange(1.0, 7.0)
@@ -383,8 +392,48 @@ def test_a_recheck_finds_what_came_later(method, way):
         assert len(told) == 1
         np.testing.assert_array_equal(last, 2 * XS)
         return
-    with pytest.raises(JAX_ERRORS, match="of element 5 differs"):
+    with pytest.raises(JAX_ERRORS, match=r"of element [1-5] differs"):
         [jax.block_until_ready(function(XS)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("method", [*VECTORISED, "auto"])
+def test_a_recheck_finds_what_is_wrong_between_the_ends(method):
+    """The first check looks at the first and the last element, a recheck at one between them."""
+
+    def simulate(x):
+        doubled = double(x)
+        if x.ndim:
+            doubled[1:-1] = 0
+        return doubled
+
+    function = jax.vmap(host_call(simulate, F64, method=method, signature="()->()"))
+    for _ in range(100):
+        function(XS)
+    if method == "auto":
+        with pytest.warns(BatchContractWarning):
+            np.testing.assert_array_equal(function(XS), 2 * XS)
+        return
+    with pytest.raises(BatchContractError, match=r"of element [1-4] differs"):
+        function(XS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 10, 1000])
+def test_rechecks_start_from_rows_between_the_ends(size):
+    rows = [_host_verify.first_row(size, 10**power) for power in range(2, 12)]
+    assert _host_verify.first_row(size, 0) == 0
+    if size < 3:
+        assert set(rows) == {0}
+        return
+    assert all(0 < row < size - 1 for row in rows)
+    assert len(set(rows)) >= min(size - 2, 5)
+
+
+def test_a_recheck_takes_rows_that_differ():
+    """Where the row in the middle is like the last one, another stands in for that one."""
+    batch = _host_verify.Batch("expand_dims", 6, [np.array([0.0, 7, 7, 7, 7, 7])], [Lead.BATCH], {})
+    assert _host_verify.differing_rows(batch, 3) == (3, 0)
+    equal = _host_verify.Batch("expand_dims", 6, [np.zeros(6)], [Lead.BATCH], {})
+    assert _host_verify.differing_rows(equal, 3) is None
 
 
 # --- how close is close --------------------------------------------------------------------------------------
