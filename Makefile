@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-core test-adapter lint test-matrix bench docs clean say-demo say-test say-adapter say-lint say-test-matrix say-bench say-docs
+.PHONY: help demo test test-core test-adapter lint test-matrix bench examples run-examples docs clean say-demo say-test say-adapter say-lint say-test-matrix say-bench say-examples say-docs
 
 # The first of these that runs and is new enough; one may exist and yet not run (a pyenv shim).
 ifndef PYTHON
