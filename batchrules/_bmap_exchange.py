@@ -31,9 +31,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.interpreters import ad, batching
+from jax.interpreters import ad
+from jax.interpreters import partial_eval as pe
 
-from batchrules._bmap_primitives import define, first, is_zero, pop, resized, set_rules, take, write, zero_for
+from batchrules._bmap_advance import drop_result, end, in_front, next_part, put, size_along, without
+from batchrules._bmap_primitives import define, first, is_zero, pop, resized, set_rules, write, zero_for
 from batchrules._jax_versions import cast_varying, result_type, varying_axes
 
 # --- exchange --------------------------------------------------------------------------------------------------------
@@ -41,9 +43,7 @@ from batchrules._jax_versions import cast_varying, result_type, varying_axes
 
 def _exchange_impl(*operands: Any, axis: int, size: int) -> list[Any]:
     whole, carrier, ahead, marker, part, start = operands
-    # No one looks at the part's values, so any will do. Only the first chunk may have another size than the next.
-    if ahead.shape[axis] != size:
-        ahead = take(carrier, np.int32(0), axis=axis, size=size)
+    ahead = next_part(carrier, ahead, axis=axis, size=size)
     return [write(whole, part, start, axis=axis), carrier, ahead, marker]
 
 
@@ -55,29 +55,15 @@ def _exchange_abstract(*operands: Any, axis: int, size: int) -> list[Any]:
 def _exchange_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int, size: int) -> tuple[Any, list[Any]]:
     d_whole, d_carrier, _, d_marker, d_part, _ = tangents
     part, start = primals[4:]
-    put = partial(_put, part=d_part, start=start, axis=axis)
-    # In operations of its own, so that what nothing needs of them is dropped: the part, and with it a foreign call.
-    results = _exchange_impl(*primals, axis=axis, size=size)
+    written = partial(put, part=d_part, start=start, axis=axis)
+    results = _exchange_p.bind(*primals, axis=axis, size=size)
     if is_zero(d_carrier):
         still_zero = is_zero(d_whole) and is_zero(d_part)
-        return results, [d_whole if still_zero else put(d_whole), d_carrier, zero_for(results[2]), d_marker]
+        return results, [d_whole if still_zero else written(d_whole), d_carrier, zero_for(results[2]), d_marker]
     # A part that does not move is written all the same: the carrier's own tangent stands there.
     d_marker = d_marker if is_zero(d_part) else mark(d_carrier)
-    d_ahead, d_carrier = pop(put(d_carrier), _end(part, start, axis), axis=axis, size=size)
+    d_ahead, d_carrier = pop(written(d_carrier), end(start, size_along(part, axis)), axis=axis, size=size)
     return results, [d_whole, d_carrier, d_ahead, d_marker]
-
-
-def _put(whole: Any, *, part: Any, start: Any, axis: int) -> Any:
-    return write(ad.instantiate_zeros(whole), ad.instantiate_zeros(part), start, axis=axis)
-
-
-def _end(part: Any, start: Any, axis: int) -> Any:
-    """Where the next chunk begins. After the last it is that again, because no slice goes past an array's end."""
-    return lax.add(start, np.asarray(_size(part, axis), start.dtype))
-
-
-def _size(x: Any, axis: int) -> int:
-    return (x.aval if ad.is_undefined_primal(x) else jax.typeof(x)).shape[axis]
 
 
 def _exchange_transpose(cotangents: Sequence[Any], *operands: Any, axis: int, size: int) -> list[Any]:
@@ -86,10 +72,10 @@ def _exchange_transpose(cotangents: Sequence[Any], *operands: Any, axis: int, si
     ahead, _, part, start = operands[2:]
     d_whole, d_carrier, d_ahead, d_marker = cotangents
     if not (is_zero(d_carrier) and is_zero(d_ahead)):
-        d_carrier = _put(d_carrier, part=d_ahead, start=_end(part, start, axis), axis=axis)
+        d_carrier = put(d_carrier, part=d_ahead, start=end(start, size_along(part, axis)), axis=axis)
     d_part: Any = ad.Zero(part.aval) if ad.is_undefined_primal(part) else None
     if not is_zero(d_whole):
-        d_part, d_whole = pop(d_whole, start, axis=axis, size=_size(part, axis))
+        d_part, d_whole = pop(d_whole, start, axis=axis, size=size_along(part, axis))
     d_ahead = ad.Zero(ahead.aval) if ad.is_undefined_primal(ahead) else None
     asked = zip(operands[:5], (d_whole, d_carrier, d_ahead, d_marker, d_part), strict=True)
     return [*(d if ad.is_undefined_primal(x) else None for x, d in asked), None]
@@ -98,14 +84,9 @@ def _exchange_transpose(cotangents: Sequence[Any], *operands: Any, axis: int, si
 def _exchange_batch(
     args: Sequence[Any], dims: Sequence[int | None], *, axis: int, size: int
 ) -> tuple[Any, list[int | None]]:
-    whole, carrier, ahead, part = _in_front((*args[:3], args[4]), (*dims[:3], dims[4]))
-    held = whole, carrier, ahead, _without(args[3], dims[3])
+    whole, carrier, ahead, part = in_front((*args[:3], args[4]), (*dims[:3], dims[4]))
+    held = whole, carrier, ahead, without(args[3], dims[3])
     return exchange(held, part, args[5], axis=axis + 1, size=size), [0, 0, 0, None]
-
-
-def _in_front(args: Sequence[Any], dims: Sequence[int | None]) -> list[Any]:
-    size = next(x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None)
-    return [batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True)]
 
 
 # --- begin and join --------------------------------------------------------------------------------------------------
@@ -135,7 +116,7 @@ def _begin_transpose(cotangents: Sequence[Any], carrier: Any, *, axis: int, size
 
 
 def _begin_batch(args: Sequence[Any], dims: Sequence[int], *, axis: int, size: int) -> tuple[Any, list[int]]:
-    return begin(*_in_front(args, dims), axis=axis + 1, size=size), [0, 0]
+    return begin(*in_front(args, dims), axis=axis + 1, size=size), [0, 0]
 
 
 def _join_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, axis: int) -> tuple[Any, Any]:
@@ -155,13 +136,8 @@ def _join_transpose(cotangent: Any, *operands: Any, **_params: int) -> list[Any]
 
 
 def _join_batch(args: Sequence[Any], dims: Sequence[int | None], *, axis: int) -> tuple[Any, int]:
-    held = *_in_front(args[:3], dims[:3]), _without(args[3], dims[3])
+    held = *in_front(args[:3], dims[:3]), without(args[3], dims[3])
     return join(held, args[4], axis=axis + 1), 0
-
-
-def _without(marker: Any, dim: int | None) -> Any:
-    """A marker without the dimension of a batch. All have the same value."""
-    return marker if dim is None else lax.index_in_dim(marker, 0, dim, keepdims=False)
 
 
 # --- mark ------------------------------------------------------------------------------------------------------------
@@ -193,6 +169,7 @@ _begin_p = define("bmap_begin", _begin_impl, _begin_abstract, multiple=True)
 _join_p = define("bmap_join", first, first)
 _mark_p = define("bmap_mark", _mark_impl, _mark_abstract)
 set_rules(_exchange_p, _exchange_jvp, _exchange_batch, _exchange_transpose)
+pe.dce_rules[_exchange_p] = drop_result
 set_rules(_begin_p, _begin_jvp, _begin_batch, _begin_transpose)
 set_rules(_join_p, _join_jvp, _join_batch, _join_transpose)
 set_rules(_mark_p, _mark_jvp, _mark_batch, _mark_transpose)

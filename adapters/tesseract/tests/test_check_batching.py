@@ -26,5 +26,3 @@ def test_a_number_that_lines_up_with_the_wrong_axis_is_found(recipe):
 
 def test_auto_never_lines_it_up_wrongly(recipe):
     check_batching(call(recipe.url, vmap_method="auto"), XS[0], NUMBERS[0], in_axes=[(0, 0), (0, None)], endpoints=())
-
-
