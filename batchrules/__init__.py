@@ -17,38 +17,48 @@ from batchrules._errors import (
     ReadOnlyArgumentError,
     ResultError,
 )
-from batchrules._events import RecordedCall
 from batchrules._failures import last_error, original_errors
-from batchrules._ffi import ffi_update_params
-from batchrules._finite_difference import FiniteDifference, finite_difference
 from batchrules._host_call import HostCall, host_call
 from batchrules._methods import Choice
-from batchrules._progress import progress
-from batchrules._register import register, registered, unregister
-from batchrules._registration import BatchInfo, Registration
 from batchrules._schema import ArraySpec, Schema
 
 if TYPE_CHECKING:
     from batchrules._bmap import bmap
     from batchrules._device_call import DeviceCall, device_call
+    from batchrules._events import RecordedCall
     from batchrules._explain import explain
     from batchrules._explain_report import CallSite, Report
+    from batchrules._ffi import ffi_update_params
+    from batchrules._finite_difference import FiniteDifference, finite_difference
+    from batchrules._progress import progress
     from batchrules._record import Recording, record
     from batchrules._record_report import Summary
+    from batchrules._register import register, registered, unregister
+    from batchrules._registration import BatchInfo, Registration
 
     __version__: str
 
 # Loaded when first used, so that a program which uses one of them does not wait for all.
 _LAZY = {
+    "BatchInfo": "batchrules._registration",
     "CallSite": "batchrules._explain_report",
     "DeviceCall": "batchrules._device_call",
+    "FiniteDifference": "batchrules._finite_difference",
+    "RecordedCall": "batchrules._events",
     "Recording": "batchrules._record",
+    "Registration": "batchrules._registration",
     "Report": "batchrules._explain_report",
     "Summary": "batchrules._record_report",
     "bmap": "batchrules._bmap",
     "device_call": "batchrules._device_call",
     "explain": "batchrules._explain",
+    "ffi_update_params": "batchrules._ffi",
+    "finite_difference": "batchrules._finite_difference",
+    "progress": "batchrules._progress",
     "record": "batchrules._record",
+    "register": "batchrules._register",
+    "registered": "batchrules._register",
+    "unregister": "batchrules._register",
 }
 
 __all__ = [

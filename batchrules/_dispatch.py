@@ -5,13 +5,10 @@ from __future__ import annotations
 import operator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from batchrules._dispatch_pool import Job, PoolRun
-from batchrules._dispatch_tasks import must_stay_here
-from batchrules._dispatch_threads import Threads
-
-__all__ = ["Dispatch", "Job", "check_dispatch"]
+if TYPE_CHECKING:
+    from batchrules._dispatch_pool import Job
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +45,10 @@ class Dispatch:
         Raises:
             DispatchError: The executor failed, not the foreign code.
         """
+        # Loaded with the first batch: an import of batchrules need not wait for it.
+        from batchrules._dispatch_pool import PoolRun  # noqa: PLC0415
+        from batchrules._dispatch_tasks import must_stay_here  # noqa: PLC0415
+
         if self.executor is None or must_stay_here(self.executor):
             _run_in_order(job)
         elif isinstance(self.executor, Executor):
@@ -111,6 +112,9 @@ def _run_in_order(job: Job) -> None:
 def _run_on_threads(job: Job, workers: int, limit: int | None) -> None:
     if workers <= 1:
         return _run_in_order(job)
+    from batchrules._dispatch_pool import PoolRun  # noqa: PLC0415  # as above
+    from batchrules._dispatch_threads import Threads  # noqa: PLC0415  # as above
+
     pool = Threads(workers)
     run = PoolRun(job, pool, workers, limit)
     try:

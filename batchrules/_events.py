@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batchrules._dispatch import Job
+from batchrules._dispatch_pool import Job
 from batchrules._failures import message_of
 from batchrules._host_body import HostBody, Primal
 from batchrules._host_endpoints import GivenCotangent, GivenJacobian, GivenTangent

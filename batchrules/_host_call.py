@@ -16,13 +16,11 @@ from batchrules._host_body import Endpoint, Primal
 from batchrules._host_context import FirstCall, inside_numpy_only
 from batchrules._host_options import HostOptions, check_keywords, check_nan, conduct_of, endpoints_of
 from batchrules._host_primitive import host_call_p
-from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
 from batchrules._host_trust import Trust
 from batchrules._inspect import recorded_call
 from batchrules._methods import HOST_METHODS, Choice, MethodRequest, check_batch_size, check_method
 from batchrules._options import checked_bool, checked_endpoints
-from batchrules._progress import own_bar
 from batchrules._promise import promised
 from batchrules._schema import as_schema, as_signature
 from batchrules._signature import Call, Parameters
@@ -175,6 +173,8 @@ class HostCall:
         """A host call made by a host function: straight to the function, since JAX may be waiting for us."""
         arrays = _numpy(call)
         site = self._site(call, arrays)
+        from batchrules._host_runners import runner  # noqa: PLC0415  # loaded with the first run
+
         outputs = runner(site, (), [array.shape for array in arrays])(*arrays)
         # A copy, because the array may be a buffer that the function goes on using.
         return site.body.tree([output.copy() for output in outputs])
@@ -319,7 +319,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     flags = {
         "skip_zero": checked_bool(skip_zero, "skip_zero", label),
         "allow_jax": checked_bool(allow_jax, "allow_jax", label),
-        "progress": own_bar(progress, label),
+        "progress": _own_bar(progress, label),
     }
     passing = {"allow_jax": allow_jax, "pass_outputs": checked_bool(pass_outputs, "pass_outputs", label)}
     options = HostOptions(
@@ -333,3 +333,11 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     )
     parameters.check_schema(options.schema)
     return HostCall(fn, result_shape, parameters, options, given)
+
+
+def _own_bar(progress: Any, where: str) -> Any:
+    if progress is False:
+        return None
+    from batchrules._progress import own_bar  # noqa: PLC0415  # loaded by who asks for a bar
+
+    return own_bar(progress, where)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching, mlir, xla
 
-from batchrules import _host_lowering, _linear_rules, _operands, _recording
+from batchrules import _linear_rules, _operands, _recording
 from batchrules._batch import Axes
-from batchrules._host_runners import runner
 from batchrules._host_site import HostSite
 from batchrules._jax_versions import Primitive
 from batchrules._methods import HOST_METHODS
@@ -47,6 +46,9 @@ def _run_eagerly(*operands: Any, site: HostSite, axes: Axes) -> Sequence[Any]:
     # One device: run at once. The user sees the original exception, and nothing is compiled and kept.
     # As JAX would hold them: under jax.jvp, a Python number comes as it is.
     arrays = [_operands.as_numpy(operand) for operand in operands]
+    # What runs a batch is loaded with the first one: an import of batchrules need not wait for it.
+    from batchrules._host_runners import runner  # noqa: PLC0415
+
     outputs = runner(site, axes, [array.shape for array in arrays])(*arrays)
     return [_on_device(output, devices) for output in outputs]
 
@@ -67,5 +69,11 @@ def _on_device(output: np.ndarray[Any, Any], devices: set[Any]) -> jax.Array:
     return array
 
 
+def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, site: HostSite, axes: Axes) -> Sequence[Any]:
+    from batchrules import _host_lowering  # noqa: PLC0415  # as above
+
+    return _host_lowering.lower(ctx, *operands, site=site, axes=axes)
+
+
 _linear_rules.install(host_call_p)
-mlir.register_lowering(host_call_p, _host_lowering.lower)
+mlir.register_lowering(host_call_p, _lower)

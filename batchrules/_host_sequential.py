@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from batchrules import _host_bare
-from batchrules._dispatch import Job
+from batchrules._dispatch_pool import Job
 from batchrules._events import Span
 from batchrules._host_bare import Bare
 from batchrules._host_context import BareTask

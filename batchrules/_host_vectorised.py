@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchrules import _host_results, _host_sequential, _host_verify
-from batchrules._dispatch import Job
+from batchrules._dispatch_pool import Job
 from batchrules._errors import BatchContractError, BatchContractWarning
 from batchrules._events import Span
 from batchrules._host_elements import Array

@@ -4,7 +4,8 @@ import functools
 import os
 import threading
 
-from batchrules._dispatch import Dispatch, Job
+from batchrules._dispatch import Dispatch
+from batchrules._dispatch_pool import Job
 
 
 class OddError(Exception):

@@ -18,8 +18,8 @@ import dispatched
 import numpy as np
 import pytest
 
-from batchrules._dispatch import Dispatch, Job, check_dispatch
-from batchrules._dispatch_pool import Pace
+from batchrules._dispatch import Dispatch, check_dispatch
+from batchrules._dispatch_pool import Job, Pace
 from batchrules._dispatch_tasks import Link, RemoteError, RemoteTraceback, Task, perform
 from batchrules._dispatch_threads import Threads
 from batchrules._errors import DispatchError

@@ -242,7 +242,9 @@ PROGRAMS = {
     "custom_vjp": (lambda f, xs: wrapped(f)(xs[0]), 1),
     "grad of custom_vjp": (lambda f, xs: jax.grad(lambda x: wrapped(f)(x).sum())(xs[0]), 1),
     "custom_jvp": (lambda f, xs: jvp_wrapped(f)(xs[0]), 1),
-    "grad of bmap": (lambda f, xs: jax.grad(lambda xs: batchrules.bmap(f, (0, None), batch_size=2)(xs, W).sum())(xs), 2),
+    "grad of bmap": (
+        lambda f, xs: jax.grad(lambda xs: batchrules.bmap(f, (0, None), batch_size=2)(xs, W).sum())(xs), 2
+    ),
     "grad of bmap with checkpoint": (
         lambda f, xs: jax.grad(lambda xs: batchrules.bmap(f, (0, None), batch_size=2, checkpoint=True)(xs, W).sum())(
             xs
