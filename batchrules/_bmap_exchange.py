@@ -35,7 +35,18 @@ from jax.interpreters import ad
 from jax.interpreters import partial_eval as pe
 
 from batchrules._bmap_advance import drop_result, end, in_front, next_part, put, size_along, without
-from batchrules._bmap_primitives import define, first, is_zero, pop, resized, set_rules, write, zero_for
+from batchrules._bmap_primitives import (
+    define,
+    first,
+    is_zero,
+    overwritten,
+    pop,
+    resized,
+    set_rules,
+    take,
+    write,
+    zero_for,
+)
 from batchrules._jax_versions import cast_varying, result_type, varying_axes
 
 # --- exchange --------------------------------------------------------------------------------------------------------
@@ -44,7 +55,8 @@ from batchrules._jax_versions import cast_varying, result_type, varying_axes
 def _exchange_impl(*operands: Any, axis: int, size: int) -> list[Any]:
     whole, carrier, ahead, marker, part, start = operands
     ahead = next_part(carrier, ahead, axis=axis, size=size)
-    return [write(whole, part, start, axis=axis), carrier, ahead, marker]
+    # No primitives of our own in here: each would be traced and lowered in its turn.
+    return [overwritten(whole, part, start, axis=axis), carrier, ahead, marker]
 
 
 def _exchange_abstract(*operands: Any, axis: int, size: int) -> list[Any]:
@@ -93,7 +105,7 @@ def _exchange_batch(
 
 
 def _begin_impl(carrier: Any, *, axis: int, size: int) -> list[Any]:
-    return pop(carrier, np.int32(0), axis=axis, size=size)
+    return [take(carrier, np.int32(0), axis=axis, size=size), carrier]
 
 
 def _begin_abstract(carrier: Any, *, axis: int, size: int) -> list[Any]:

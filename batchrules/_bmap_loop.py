@@ -170,7 +170,14 @@ class _Run:
         if plan.first:
             carry = self._advance(plan.first, carry, np.int32(0))
         if plan.count:
-            carry, _ = lax.scan(lambda c, start: (self._advance(plan.size, c, start), None), carry, plan.starts())
+            # Counted, and not read out of an array: less to trace and to compile.
+            step = np.asarray(plan.size, plan.starts().dtype)
+
+            def advance(held: tuple[Any, Carry], _: None) -> tuple[tuple[Any, Carry], None]:
+                start, carry = held
+                return (lax.add(start, step), self._advance(plan.size, carry, start)), None
+
+            (_, carry), _ = lax.scan(advance, (plan.starts()[0], carry), None, length=plan.count)
         return self._joined(carry)
 
     def _advance(self, size: int, carry: Carry, start: Any) -> Carry:

@@ -73,11 +73,14 @@ def is_zero(value: Any) -> bool:
 # --- write -----------------------------------------------------------------------------------------------------------
 
 
-def _write_impl(whole: Any, part: Any, start: Any, *, axis: int, apart: bool) -> Any:
-    def put(x: Any) -> Any:
-        # A start is never negative. Saying so spares a kernel that would count it from the end, to compile and to run.
-        return lax.dynamic_update_slice_in_dim(x, part, start, axis, allow_negative_indices=False)
+def overwritten(whole: Any, part: Any, start: Any, *, axis: int) -> Any:
+    """The array with a part of it overwritten: what `write` does, where nothing will be differentiated."""
+    # A start is never negative. Saying so spares a kernel that would count it from the end, to compile and to run.
+    return lax.dynamic_update_slice_in_dim(whole, part, start, axis, allow_negative_indices=False)
 
+
+def _write_impl(whole: Any, part: Any, start: Any, *, axis: int, apart: bool) -> Any:
+    put = partial(overwritten, part=part, start=start, axis=axis)
     return _apart(put, whole) if apart else put(whole)
 
 
