@@ -34,7 +34,7 @@ test-core: say-test $(VENV)/.ready-test ## Run the tests and the doctests (PYTES
 test-adapter: say-adapter $(VENV)/.ready-adapter ## Run the Tesseract adapter's tests (ADAPTER_PYTEST_ARGS='-k jacrev' and the like)
 	@cd adapters/tesseract && ../../$(PY) -m pytest -q $(ADAPTER_PYTEST_ARGS)
 
-lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-lint ## Check style (ruff) and types (pyright)
+lint: say-lint $(VENV)/.ready-test $(VENV)/.ready-adapter $(VENV)/.ready-lint ## Check style (ruff) and types (pyright)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pyright --pythonpath $(PY)
@@ -56,7 +56,7 @@ docs: say-docs .venv-docs/.ready ## Build the documentation into site/; a broken
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 clean: ## Remove the environments and all that tools left behind
-	rm -rf .venv .venv-examples .venv-matrix build dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs .venv-examples .venv-matrix build dist site .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what each target says first, before any set-up -----------------------------------------------------
