@@ -175,7 +175,6 @@ POOL = ThreadPoolExecutor(1)
         ({}, ""),
         ({"method": "sequential", "allow_jax": True}, "in order"),
     ],
-    ids=str,
 )
 def test_dispatch(options, dispatch):
     (site,) = explain(jax.vmap(norm(**options)), XS).sites
