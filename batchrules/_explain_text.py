@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from batchrules._explain_count import Count, Tally, counted
+from batchrules._values import shortened
 
 if TYPE_CHECKING:
     from batchrules._explain_report import CallSite
@@ -43,7 +44,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def _row(number: int, site: CallSite) -> tuple[str, ...]:
     return (
-        str(number), _shortened(label(site), _NAME), site.method, short(site.calls), _each(site),
+        str(number), shortened(label(site), _NAME), site.method, short(site.calls), _each(site),
         size(site.bytes_in), size(site.bytes_out),
     )  # fmt: skip
 
@@ -55,10 +56,6 @@ def _total_row(total: Tally) -> tuple[str, ...]:
 def label(site: CallSite) -> str:
     """What a site is called."""
     return site.name if site.endpoint == "call" else f"{site.name} ({site.endpoint})"
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _each(site: CallSite) -> str:
@@ -95,7 +92,7 @@ def in_units(number: int) -> str:
 
 def _title(number: int, site: CallSite) -> str:
     at = f", {site.source}" if site.source else ""
-    return _shortened(f"{number}. {site.kind} {label(site)}{at}", _WIDTH)
+    return shortened(f"{number}. {site.kind} {label(site)}{at}", _WIDTH)
 
 
 def _details(site: CallSite) -> Remarks:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from batchrules._events import RecordedCall
+from batchrules._values import shortened
 
 _COLUMNS = ("function", "endpoint", "calls", "elements", "p50", "p95", "max", "in", "out", "failed")
 _TEXTS = 2  # the first columns, which are aligned to the left
@@ -163,13 +164,9 @@ def _cells(row: SummaryRow) -> tuple[str, ...]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    texts = [_cut(cell, width).ljust(width) for cell, width in zip(cells[:_TEXTS], widths, strict=False)]
+    texts = [shortened(cell, width).ljust(width) for cell, width in zip(cells[:_TEXTS], widths, strict=False)]
     numbers = [cell.rjust(width) for cell, width in zip(cells[_TEXTS:], widths[_TEXTS:], strict=True)]
     return " ".join(itertools.chain(texts, numbers)).rstrip()
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _html_cells(cells: Sequence[str]) -> str:

@@ -77,6 +77,14 @@ def label_of(function: Any, name: str | None, decorator: str) -> str:
     )
 
 
+def shortened(text: str, width: int) -> str:
+    """A text of at most so many characters: its start and its end, which is where addresses and paths differ."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
 def name_in(label: str) -> str:
     """The name of a function, from what messages call it."""
     return ast.literal_eval(label.partition(" ")[2])

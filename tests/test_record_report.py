@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import replace
@@ -74,8 +75,8 @@ def test_a_table_fits_100_columns():
     big = {"endpoint": "vjp.jvp", "elements": 10**9, "bytes_in": 999_999_999, "duration": 123456.0}
     table = str(summarised([replace(found[0], **big)] * 1000, 1e6))
     assert max(map(len, table.splitlines())) == 100
-    assert "a_function_with_a_n" in table
-    assert "…" in table
+    # Its start and its end: two functions may differ in either.
+    assert re.search(r"a_function\w*…\w*columns", table)
     short = str(summarised([replace(found[0], name="f")], 1.0))
     assert "…" not in short
 
