@@ -16,6 +16,7 @@ from typing import Any
 
 from batchrules._dispatch_tasks import Carried, Link, Outcome, Task, perform, serves
 from batchrules._errors import DispatchError
+from batchrules._interrupts import Interrupts
 
 DEAD_WORKER = (
     "A worker died: killed, out of memory, a crash in compiled code, or a program that starts processes when it is "
@@ -142,6 +143,7 @@ class PoolRun:
         self._link = Link((*serves(), executor))
         self._flying: dict[Future[Any], range] = {}
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._interrupts = Interrupts()
         self._taken = 0
 
     @property
@@ -151,13 +153,14 @@ class PoolRun:
 
     def run(self) -> None:
         """Run the job to its end, or to its first failure and the end of what runs then."""
-        try:
-            self._submit_all()
-            while self._flying:
-                self._settle(self._finished.get())
-        except BaseException:
-            self._abandon()
-            raise
+        with self._interrupts:
+            try:
+                self._submit_all()
+                while self._flying:
+                    self._settle(self._finished.get())
+            except BaseException:
+                self._abandon()
+                raise
 
     def _submit_all(self) -> None:
         payloads, start = iter(self._job.payloads), 0
@@ -171,10 +174,13 @@ class PoolRun:
         task = Task(self._job.call, payloads, self._link, keep_going=self._job.keep_going)
         started = time.perf_counter()
         try:
-            future = self._executor.submit(perform, task)
+            self._interrupts.undisturbed(self._hand_over, task, indices)
         except Exception as error:
             raise self._failure(error) from error
         self._pace.submitted(time.perf_counter() - started)
+
+    def _hand_over(self, task: Task, indices: range) -> None:
+        future = self._executor.submit(perform, task)
         self._flying[future] = indices
         future.add_done_callback(self._finished.put)
 
@@ -214,7 +220,7 @@ class PoolRun:
         running = [future for future in reversed(self._flying) if not _cancelled(future)]
         # Not through the queue: KeyboardInterrupt can fall between its `get` and the use of what it gave.
         concurrent.futures.wait(running)
-        # KeyboardInterrupt inside `submit` leaves a task that may run, and no future of it.
+        # A second KeyboardInterrupt inside `submit` leaves a task that may run, and no future of it.
         self._link.wait()
         self._flying.clear()
 

@@ -25,14 +25,15 @@ class Threads(Executor):
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        # No semaphore: KeyboardInterrupt can leave one locked, for good.
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue a call, and start a thread if none is idle. Only for the thread that made the pool."""
         future: Future[Any] = Future()
         self._items.put((future, fn, args, kwargs))
         # To start a thread takes milliseconds while others compute; short calls are done before it has started.
-        if len(self._threads) < self._workers and not self._idle.acquire(blocking=False):
+        if len(self._threads) < self._workers and not self._has_idle():
             self._start()
         return future
 
@@ -45,6 +46,14 @@ class Threads(Executor):
         for thread in self._threads if wait else ():
             if thread.is_alive():
                 thread.join()
+
+    def _has_idle(self) -> bool:
+        """Whether a thread waits for this call; it is counted on then."""
+        try:
+            self._idle.get_nowait()
+        except queue.Empty:
+            return False
+        return True
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=f"batchrules_{len(self._threads)}")
@@ -61,7 +70,7 @@ class Threads(Executor):
         try:
             return self._items.get_nowait()
         except queue.Empty:
-            self._idle.release()
+            self._idle.put(None)
             return self._items.get()
 
     def _cancel_queued(self) -> None:

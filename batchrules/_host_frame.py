@@ -46,7 +46,9 @@ class Frame:
     def result(self, output: int, value: Any, number: int | None) -> Array:
         """An output of one element, if it is what was promised."""
         shape, dtype = self._promises[output]
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype == dtype and value.shape == shape:
+        # Not what is derived from ndarray: a masked array is no plain array.
+        is_plain = type(value) is np.ndarray or isinstance(value, np.generic)
+        if is_plain and value.dtype == dtype and value.shape == shape:
             return np.asarray(value)
         if value is None:
             return np.zeros(shape, dtype)

@@ -70,10 +70,12 @@ def _loop_bare(this: Run, bare: Bare, elements: Iterable[Element]) -> None:
 def _storing(this: Run, bare: Bare) -> Callable[[int, Any], None]:
     """What takes the result of the bare function for one element."""
     buffer, leaves_of = this.outputs.buffers[0], bare.leaves_of
-    dtype, shape, array_types = buffer.dtype, buffer.shape[1:], (np.ndarray, np.generic)
+    dtype, shape = buffer.dtype, buffer.shape[1:]
 
     def store(number: int, value: Any) -> None:
-        if isinstance(value, array_types) and value.dtype == dtype and value.shape == shape:
+        # Not what is derived from ndarray: a masked array is no plain array.
+        exact = type(value) is np.ndarray or isinstance(value, np.generic)
+        if exact and value.dtype == dtype and value.shape == shape:
             buffer[number] = value
         else:
             this.store(number, leaves_of(value))
