@@ -35,6 +35,7 @@ from jax.interpreters import ad
 from jax.interpreters import partial_eval as pe
 
 from batchrules._bmap_advance import drop_result, end, in_front, next_part, put, size_along, without
+from batchrules._bmap_partial import knows_apart, knows_the_first
 from batchrules._bmap_primitives import (
     define,
     first,
@@ -182,8 +183,10 @@ _join_p = define("bmap_join", first, first)
 _mark_p = define("bmap_mark", _mark_impl, _mark_abstract)
 set_rules(_exchange_p, _exchange_jvp, _exchange_batch, _exchange_transpose)
 pe.dce_rules[_exchange_p] = drop_result
+knows_apart(_exchange_p)
 set_rules(_begin_p, _begin_jvp, _begin_batch, _begin_transpose)
 set_rules(_join_p, _join_jvp, _join_batch, _join_transpose)
+knows_the_first(_join_p)
 set_rules(_mark_p, _mark_jvp, _mark_batch, _mark_transpose)
 
 

@@ -195,11 +195,11 @@ def _graft_batch(args: Sequence[Any], dims: Sequence[int | None]) -> tuple[Any, 
     return graft(*(batching.bdim_at_front(x, dim, size) for x, dim in zip(args, dims, strict=True))), 0
 
 
-_write_p = define("bmap_write", _write_impl, _write_abstract)
+write_p = define("bmap_write", _write_impl, _write_abstract)
 _pop_p = define("bmap_pop", _pop_impl, _pop_abstract, multiple=True)
 _still_p = define("bmap_still", first, first)
 _graft_p = define("bmap_graft", first, first)
-set_rules(_write_p, _write_jvp, _write_batch, _write_transpose)
+set_rules(write_p, _write_jvp, _write_batch, _write_transpose)
 set_rules(_pop_p, _pop_jvp, _pop_batch, _pop_transpose)
 set_rules(_still_p, _still_jvp, _still_batch, _still_transpose)
 set_rules(_graft_p, _graft_jvp, _graft_batch, _graft_transpose)
@@ -210,7 +210,7 @@ def write(whole: Any, part: Any, start: Any, *, axis: int, apart: bool = False) 
 
     `apart`, and so its transpose: compiled apart from what is around, which may otherwise need a copy of the array.
     """
-    return _write_p.bind(whole, part, start, axis=axis, apart=apart)
+    return write_p.bind(whole, part, start, axis=axis, apart=apart)
 
 
 def pop(whole: Any, start: Any, *, axis: int, size: int, apart: bool = False) -> list[Any]:

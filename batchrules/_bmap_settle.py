@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching
 
+from batchrules._bmap_partial import knows_the_first
 from batchrules._bmap_primitives import define, first, is_zero, set_rules, zero_for
 from batchrules._jax_versions import cast_varying, result_type, varying_axes
 
@@ -105,6 +106,7 @@ def _blank_batch(args: Sequence[Any], dims: Sequence[int], *, aval: Any, blocks:
 _settle_p = define("bmap_settle", first, first)
 _blank_p = define("bmap_blank", _blank_impl, lambda _after, *, aval, **_params: aval)
 set_rules(_settle_p, _settle_jvp, _settle_batch, _settle_transpose)
+knows_the_first(_settle_p)
 set_rules(_blank_p, _blank_jvp, _blank_batch, _blank_transpose)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from batchrules._host_body import HostBody, Primal
 from batchrules._host_endpoints import GivenCotangent, GivenTangent
 from batchrules._host_site import HostSite
@@ -72,7 +74,7 @@ def _bare_cotangent(body: GivenCotangent) -> Bare | None:
 
     def pull(*leaves: Any) -> Any:
         result = function(leaves[:operands], leaves[operands], needed)
-        if type(result) is tuple and len(result) == operands:
+        if type(result) is tuple and len(result) == operands and isinstance(result[wanted], np.ndarray):
             return result[wanted]
         return body.taken(result)[0]
 

@@ -69,6 +69,29 @@ def test_what_is_no_number_is_told_in_a_later_run(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_masked_array_is_refused_in_a_later_run(mode):
+    later = Later()
+    f = MODES[mode](later)
+    f(X)
+    wrong = np.ma.array(np.ones(3), mask=[True, False, False])
+    later.answer = (lambda: wrong) if "jvp" in mode else (lambda: (wrong,))
+    with pytest.raises(Exception, match="mask"):
+        jax.block_until_ready(f(X))
+
+
+@pytest.mark.parametrize("executor", [None, 2])
+def test_a_masked_result_is_refused_in_a_later_run(executor):
+    results = [np.ones(3)]
+    f = batchrules.host_call(lambda _: results[0], SHAPE, method="sequential", executor=executor)
+    for program, argument in ((jax.jit(f), X), (jax.jit(jax.vmap(f)), jnp.stack([X, X]))):
+        results[0] = np.ones(3)
+        jax.block_until_ready(program(argument))
+        results[0] = np.ma.array(np.ones(3), mask=[True, False, False])
+        with pytest.raises(Exception, match="mask"):
+            jax.block_until_ready(program(argument))
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_another_shape_is_told_in_a_later_run(mode):
     later = Later()
     f = MODES[mode](later)

@@ -215,3 +215,54 @@ def test_gradients_along_any_axis(in_axis, out_axis, size, batch_size, checkpoin
 
     ours = functools.partial(bmap, batch_size=batch_size, checkpoint=checkpoint)
     assert_close(jax.grad(loss(ours), (0, 1))(w, a), jax.grad(loss(jax.vmap), (0, 1))(w, a))
+
+
+OPERATORS = {
+    "constant first": lambda m: lambda x: m(lambda a, x: a * x)(OTHERS, x),
+    "constant last": lambda m: lambda x: m(lambda x, a: a * x)(x, OTHERS),
+    "compiled": lambda m: lambda x: jax.jit(m(lambda a, x: a * x))(OTHERS, x),
+    "in a scan": lambda m: (
+        lambda x: jax.lax.scan(lambda c, _: (m(lambda a, x: a * x)(OTHERS, c), None), x, None, length=2)[0]
+    ),
+    "in a checkpoint": lambda m: jax.checkpoint(lambda x: m(lambda a, x: a * x)(OTHERS, x)),
+    "a result that does not depend on it": lambda m: lambda x: _product(m(lambda a, x: (jnp.sin(a), a * x))(OTHERS, x)),
+    "the same, constant last": lambda m: lambda x: _product(m(lambda x, a: (jnp.sin(a), a * x))(x, OTHERS)),
+    "a number that does not depend on it": lambda m: (
+        lambda x: _product(m(lambda a, x: (jnp.sin(a).sum(keepdims=True), a * x))(OTHERS, x))
+    ),
+}
+OTHERS = jnp.linspace(1.0, 2.0, 12).reshape(6, 2)
+
+
+def _product(results):
+    return results[0] * results[1]
+
+
+# There jax.lax.map cannot be transposed beside a mapped constant either.
+needs_transposed_scans = pytest.mark.skipif(
+    jax.__version_info__ < (0, 9), reason="JAX before 0.9 transposes no scan that has a constant to slice"
+)
+
+
+@needs_transposed_scans
+@pytest.mark.parametrize("batch_size", [2, 4])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_linear_transpose_beside_a_mapped_constant(operator, batch_size):
+    def transposed(mapping):
+        return jax.linear_transpose(OPERATORS[operator](mapping), jnp.zeros((6, 2)))(OTHERS + 1)
+
+    check_equal = functools.partial(np.testing.assert_allclose, rtol=1e-12)
+    check_equal(transposed(lambda f: bmap(f, batch_size=batch_size))[0], transposed(jax.vmap)[0])
+
+
+@needs_transposed_scans
+def test_grad_through_a_solver_whose_operator_is_chunked():
+    def solved(mapping, scales):
+        def operator(x):
+            return mapping(lambda a, x: a * x)(scales, x)
+
+        return jax.scipy.sparse.linalg.bicgstab(operator, jnp.ones((6, 2)))[0].sum()
+
+    wanted = jax.grad(functools.partial(solved, jax.vmap))(OTHERS)
+    got = jax.grad(functools.partial(solved, lambda f: bmap(f, batch_size=4)))(OTHERS)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
