@@ -35,7 +35,8 @@ def encoder(encoding: str, folders: SharedFolders | None) -> Callable[[Array], d
 
 
 def _as_base64(array: Array) -> dict[str, Any]:
-    return {"buffer": pybase64.b64encode_as_string(raw_bytes(array)), "encoding": "base64"}
+    data: Any = raw_bytes(array)  # a buffer, which type checkers learn only from Python 3.12 on
+    return {"buffer": pybase64.b64encode_as_string(data), "encoding": "base64"}
 
 
 def _as_json(array: Array) -> dict[str, Any]:
