@@ -1,33 +1,15 @@
 """`check_register`: honest rules pass, and one that forgets a shape, an axis or a layout is found."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 from foreign import COMBINE, RANKS, Log, bound, opaque, whole_numbers
-from jax.extend.core import Primitive
-from jax.interpreters import mlir, xla
+from primitives import single
 
 import batchrules
 from batchrules.testing import BatchDisagreement, check_register
 
 VECTORISED = ("expand_dims", "broadcast_all", "legacy_vectorized")
-
-
-def primitive_of(name, function):
-    """A primitive with one result, whose types follow from its parameters."""
-    primitive = Primitive(name)
-    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
-
-    @primitive.def_abstract_eval
-    def _(*avals, **params):
-        structs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-        result = jax.eval_shape(functools.partial(function, **params), *structs)
-        return jax.core.ShapedArray(result.shape, result.dtype)
-
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    return primitive
 
 
 @pytest.fixture
@@ -36,7 +18,7 @@ def made():
     primitives = []
 
     def make(name, function):
-        primitives.append(primitive_of(name, function))
+        primitives.append(single(name, function))
         return primitives[-1]
 
     yield make

@@ -112,7 +112,7 @@ class Jvp:
             endpoint, args[0], jvp_inputs=list(given), jvp_outputs=list(site.differentiable), tangent_vector=given
         )
         found = _entries(site, endpoint, answer, site.differentiable)
-        return {path: found.get(path) for path in site.paths}  # type: ignore[misc]
+        return {path: found.get(path) for path in site.paths}  # type: ignore[misc]  # None: it has no tangent
 
 
 @dataclass(frozen=True)

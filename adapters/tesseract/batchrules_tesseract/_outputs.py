@@ -84,7 +84,9 @@ class _Reading:
         if shape is not None:
             spec = place.arrays[0] if place.arrays else ArraySpec(shape.shape, differentiable=False)
             self.specs[path] = spec
-            self.shapes[path] = shape if spec.differentiable else ArraySpec(shape.shape, shape.dtype, False)  # noqa: FBT003
+            self.shapes[path] = (
+                shape if spec.differentiable else ArraySpec(shape.shape, shape.dtype, differentiable=False)
+            )
             return Slot(path)
         if isinstance(value, Mapping):
             steps = [place.field(key) for key in value]

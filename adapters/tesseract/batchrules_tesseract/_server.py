@@ -51,6 +51,7 @@ class _Kept:
     """A connection that is not used again after a pause: the server may be closing it at that moment.
 
     A request that was sent on a connection just closed may or may not have run, so it could not be sent again.
+    Mixed into urllib3's connections, whose attributes it uses and a type checker cannot see here.
     """
 
     max_idle = 4.0
@@ -58,15 +59,15 @@ class _Kept:
 
     @property
     def is_connected(self) -> bool:
-        return super().is_connected and time.monotonic() - self.last_used < self.max_idle  # type: ignore[misc]
+        return super().is_connected and time.monotonic() - self.last_used < self.max_idle  # type: ignore[misc]  # urllib3's, see above
 
     def getresponse(self) -> Any:
-        sock = self.sock  # type: ignore[attr-defined]
+        sock = self.sock  # type: ignore[attr-defined]  # as above
         if _QUICKACK is not None and sock is not None:
             # Behind several workers uvicorn leaves Nagle's algorithm on: without a quick acknowledgement of the
             # headers, the body of every answer comes 40 ms late.
             sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        reply = super().getresponse()  # type: ignore[misc]
+        reply = super().getresponse()  # type: ignore[misc]  # urllib3's, see above
         # After an exception uvicorn closes the connection, and does not say so.
         self.last_used = time.monotonic() if reply.status < _SERVER_ERROR else -math.inf
         return reply
