@@ -1,4 +1,13 @@
-"""Batching rules for opaque code: make any foreign callable behave like a native JAX function."""
+"""Batching rules for opaque code: make any foreign callable behave like a native JAX function.
+
+* `host_call`: code that runs on the host, such as NumPy, SciPy, C through ctypes, HTTP or a subprocess.
+* `device_call`: code that JAX traces, around an `ffi_call` or a Pallas, Triton or Warp kernel.
+* `register`: a JAX primitive that exists already.
+* `bmap`: `jax.vmap` in chunks.
+* `finite_difference`: derivatives of a host function, out of more calls.
+* `explain`, `record`, `progress`: see the calls before and while they are made.
+* `batchrules.testing`: prove that a function or a rule is batched and differentiated right. Import it by itself.
+"""
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any

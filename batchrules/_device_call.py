@@ -75,6 +75,12 @@ class DeviceCall:
 
         Returns:
             A `Choice` with the name of the method and the reason in words.
+
+        Example:
+            >>> import jax.numpy as jnp, batchrules
+            >>> double = batchrules.device_call(lambda x: 2 * x, signature="(n)->(n)")
+            >>> double.method_for(jnp.ones((4, 3))).method
+            'expand_dims'
         """
         recorded = recorded_call(device_call_p, self._parameters.with_statics(self, kwargs), args, in_axes)
         return choose(recorded.site, recorded.axes, recorded.shapes)

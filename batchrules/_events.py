@@ -46,6 +46,15 @@ class RecordedCall:
         failure: None, or what it raised: `"ValueError: no convergence"`.
         purpose: `"batch"`; `"check"`: an element called on its own to check a vectorised call; `"retry"`: an element
             called on its own after a vectorised call that failed or was not one of a batch.
+
+    Example:
+        >>> import numpy as np, batchrules
+        >>> sine = batchrules.host_call(np.sin, lambda x: x, name="sine")
+        >>> with batchrules.record() as log:
+        ...     result = sine(np.float32(1.0))
+        >>> call = log.calls[0]
+        >>> call.name, call.endpoint, call.elements, call.bytes_out, call.failure
+        ('sine', 'call', 1, 4, None)
     """
 
     name: str

@@ -124,6 +124,11 @@ class FiniteDifference:
     Attributes:
         jvp: The `jvp` endpoint.
         jacobian: The `jacobian` endpoint.
+
+    Example:
+        >>> import numpy as np, batchrules
+        >>> sorted(dict(**batchrules.finite_difference(np.sin)))
+        ['jacobian', 'jvp']
     """
 
     jvp: DirectionalDifference

@@ -48,6 +48,11 @@ class Choice:
         method: The method's name; never `"auto"`.
         reason: Why, in words.
         leads: For a vectorised method, what each argument leads with.
+
+    Example:
+        >>> from batchrules import Choice
+        >>> Choice("expand_dims", "asked for").vectorised
+        True
     """
 
     method: str

@@ -62,7 +62,18 @@ class _Recorder:
 
 
 class Recording:
-    """The calls of foreign code made inside a `with batchrules.record()` block; see `record`."""
+    """The calls of foreign code made inside a `with batchrules.record()` block; see `record`.
+
+    Example:
+        >>> import numpy as np, batchrules
+        >>> sine = batchrules.host_call(np.sin, lambda x: x, name="sine")
+        >>> with batchrules.record() as log:
+        ...     result = sine(np.float32(1.0))
+        >>> log
+        <Recording of 1 calls>
+        >>> log.calls[0].name, log.calls[0].bytes_in, log.duration > 0
+        ('sine', 4, True)
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         self._recorder = recorder
@@ -103,6 +114,14 @@ class Recording:
 
         Raises:
             ImportError: matplotlib is missing.
+
+        Example:
+            >>> import batchrules
+            >>> from matplotlib.figure import Figure
+            >>> with batchrules.record() as log:
+            ...     pass
+            >>> log.plot(Figure().add_subplot()).get_xlabel()
+            'seconds since the record began'
         """
         return _record_plot.plotted(self.calls, ax)
 
@@ -113,6 +132,12 @@ class Recording:
 
         Args:
             path: The file to write, such as `"calls.json"`.
+
+        Example:
+            >>> import os, batchrules
+            >>> with batchrules.record() as log:
+            ...     pass
+            >>> log.to_perfetto(os.devnull)
         """
         _record_export.write_perfetto(self.calls, path)
 
@@ -124,6 +149,14 @@ class Recording:
 
         Raises:
             ImportError: pandas is missing.
+
+        Example:
+            >>> import numpy as np, batchrules
+            >>> sine = batchrules.host_call(np.sin, lambda x: x, name="sine")
+            >>> with batchrules.record() as log:
+            ...     result = sine(np.float32(1.0))
+            >>> log.to_pandas()[["name", "elements", "purpose"]].values.tolist()
+            [['sine', 1, 'batch']]
         """
         return _record_export.as_frame(self.calls)
 

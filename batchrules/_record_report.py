@@ -59,6 +59,15 @@ class Summary:
         wall: The seconds that the record lasted.
         inside: The seconds in which some foreign call ran.
         concurrency: How many workers were inside foreign code, on average over these seconds.
+
+    Example:
+        >>> import numpy as np, batchrules
+        >>> sine = batchrules.host_call(np.sin, lambda x: x, name="sine")
+        >>> with batchrules.record() as log:
+        ...     result = sine(np.float32(1.0))
+        >>> summary = log.summary()
+        >>> summary.calls, summary.checks, summary.rows[0].name, 0 < summary.share < 1
+        (1, 0, 'sine', True)
     """
 
     rows: tuple[SummaryRow, ...]
@@ -75,7 +84,11 @@ class Summary:
         return self.inside / self.wall if self.wall > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain numbers, strings, lists and dicts, ready for JSON."""
+        """All of it as plain values, ready for JSON.
+
+        Returns:
+            A dict with the attributes and `share`; `rows` is a list of dicts.
+        """
         known = asdict(self)
         return {**known, "rows": list(known["rows"]), "share": self.share}
 

@@ -104,6 +104,13 @@ def unregister(primitive: Any) -> None:
 
     Raises:
         ValueError: Nothing is registered for it.
+
+    Example:
+        >>> import batchrules
+        >>> from jax.extend.core import Primitive
+        >>> halve_p = Primitive("halve")
+        >>> batchrules.register(halve_p, "broadcast_all")
+        >>> batchrules.unregister(halve_p)
     """
     with _lock:
         registration = _registrations.pop(primitive, None)
@@ -119,7 +126,21 @@ def unregister(primitive: Any) -> None:
 
 
 def registered(primitive: Any) -> Registration | None:
-    """The registration of a primitive or HiJAX class, or None."""
+    """Tell how a primitive is registered.
+
+    Args:
+        primitive: The primitive, or the HiJAX class.
+
+    Returns:
+        Its `Registration`, or None if `register` gave it no rule.
+
+    Example:
+        >>> import batchrules
+        >>> from jax.extend.core import Primitive
+        >>> halve_p = Primitive("halve")
+        >>> batchrules.registered(halve_p) is None
+        True
+    """
     return _registrations.get(primitive)
 
 

@@ -28,6 +28,14 @@ class BatchInfo(NamedTuple):
         method: The method of this bind, never `"auto"`.
         batch_size: The number of elements that this bind is given: what its mapped operands lead with.
         in_led: For each operand, whether it has a leading dimension more than in the unbatched bind.
+
+    Example:
+        >>> import batchrules
+        >>> def lead_with_batch(params, batch):
+        ...     return {**params, "shape": (batch.batch_size, *params["shape"])}
+        >>> batch = batchrules.BatchInfo(4, None, (True,), "broadcast_all", batch_size=4, in_led=(True,))
+        >>> lead_with_batch({"shape": (2, 3)}, batch)
+        {'shape': (4, 2, 3)}
     """
 
     axis_size: int
@@ -51,6 +59,15 @@ class Registration:
         update_params: The function that adapts the parameters of vectorised binds, or None.
         call: For a HiJAX class, the operation on arrays of any leading shape; else None.
         before: The rule that stood there before the first registration, or `NOTHING`.
+
+    Example:
+        >>> import batchrules
+        >>> from jax.extend.core import Primitive
+        >>> halve_p = Primitive("halve")
+        >>> batchrules.register(halve_p, "broadcast_all", batch_size=8)
+        >>> rule = batchrules.registered(halve_p)
+        >>> rule.method, rule.batch_size
+        ('broadcast_all', 8)
     """
 
     primitive: Any
@@ -78,6 +95,17 @@ class Registration:
 
         Returns:
             A `Choice` with the name of the method and the reason in words.
+
+        Raises:
+            ValueError: `in_axes` that does not fit the operands, or maps axes of several sizes, or none.
+
+        Example:
+            >>> import numpy as np, batchrules
+            >>> from jax.extend.core import Primitive
+            >>> halve_p = Primitive("halve")
+            >>> batchrules.register(halve_p, "auto")
+            >>> batchrules.registered(halve_p).method_for(np.ones((4, 3)), in_axes=(0,)).method
+            'sequential'
         """
         shapes = [np.shape(operand) for operand in operands]
         self._check_in_axes(shapes, in_axes)

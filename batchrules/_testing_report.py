@@ -16,6 +16,14 @@ class Disagreement:
         program: The case: the JAX program and what it was given.
         evidence: What came and what was wanted; or the error.
         transformations: How many cases failed in this way, by transformation.
+
+    Example:
+        >>> from batchrules.testing import Disagreement
+        >>> print(Disagreement("s lines up with the wrong axis", "vmap of scale", "came 1, wanted 2", {"vmap": 3}))
+        s lines up with the wrong axis
+             vmap of scale
+             came 1, wanted 2
+             Cases that fail so: vmap (3)
     """
 
     cause: str
@@ -38,6 +46,13 @@ class Report:
         name: What was checked.
         counts: How many cases were tried, by transformation.
         left_out: What was not tried, and why.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from batchrules.testing import check_batching
+        >>> report = check_batching(jnp.negative, np.float32(2.0), in_axes=(0,), endpoints=())
+        >>> report.total > 0, report.left_out
+        (True, [])
     """
 
     name: str
@@ -71,6 +86,18 @@ class BatchDisagreement(AssertionError):  # noqa: N818  # it says what it is, as
     Attributes:
         disagreements: What is wrong.
         report: What was tried.
+
+    Example:
+        >>> import jax, numpy as np, batchrules
+        >>> from batchrules.testing import BatchDisagreement, check_batching
+        >>> @batchrules.host_call(result_shape=lambda x: x, method="expand_dims", verify=False)
+        ... def unit(x):
+        ...     return x / np.linalg.norm(x)  # of the whole batch
+        >>> try:
+        ...     check_batching(unit, np.array([3.0, 4.0], "float32"), in_axes=(0,), endpoints=())
+        ... except BatchDisagreement as error:
+        ...     print(error.disagreements[0].cause)
+        the result of an element depends on the other elements of the batch (through x)
     """
 
     def __init__(self, disagreements: Sequence[Disagreement], report: Report) -> None:

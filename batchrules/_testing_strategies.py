@@ -127,6 +127,15 @@ def axes(ndim: int, *, optional: bool = True) -> SearchStrategy[int | None]:
     Raises:
         TypeError: `ndim` is not an int.
         ValueError: `ndim` is negative.
+
+    Example:
+        >>> from batchrules.testing import axes
+        >>> from hypothesis import given, settings
+        >>> @settings(max_examples=5)
+        ... @given(axes(2))
+        ... def test(axis):
+        ...     assert axis is None or -3 <= axis <= 2
+        >>> test()
     """
     if isinstance(ndim, bool) or not isinstance(ndim, int):
         raise TypeError(f"axes: ndim must be an int, the number of dimensions of one element; got {ndim!r}.")
@@ -229,6 +238,15 @@ def schemas(paths: Sequence[str] | None = None) -> SearchStrategy[Schema]:
 
     Returns:
         A strategy for a `Schema`.
+
+    Example:
+        >>> from batchrules.testing import schemas
+        >>> from hypothesis import given, settings
+        >>> @settings(max_examples=5)
+        ... @given(schemas(["x", "w"]))
+        ... def test(schema):
+        ...     assert set(schema) == {"x", "w"}
+        >>> test()
     """
     st = _strategies()
     dimensions = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=3)
