@@ -8,13 +8,12 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
-import orjson
-
 from batchrules_tesseract import _replies
 from batchrules_tesseract._encoding import Decoder, encode, encoder
 from batchrules_tesseract._replicas import Replicas
 from batchrules_tesseract._server import Request
 from batchrules_tesseract._settings import Headers, Settings, checked_settings, checked_url
+from batchrules_tesseract._splice import LongTexts
 
 
 class TesseractClient:
@@ -71,7 +70,6 @@ class TesseractClient:
         self.urls = urls
         self._settings = settings
         self._replicas = Replicas(urls, settings)
-        self._encode = encoder(settings.encoding, None)
         self._accept = f"application/json+{settings.encoding}" if settings.encoding != "json" else "application/json"
         self._schema: dict[str, Any] | None = None
         self._schema_lock = threading.Lock()
@@ -121,7 +119,7 @@ class TesseractClient:
     def health(self) -> dict[str, Any]:
         """Ask whether the Tesseract is well. Waits, too, while a worker is busy."""
         where = f"{self}, health"
-        return _replies.parsed(self._replicas.send(self._request("/health", None)), where)
+        return _replies.parsed(self._replicas.send(self._request("/health", None)), where).value
 
     def apply(self, inputs: Mapping[str, Any]) -> Any:
         """Run the Tesseract.
@@ -190,16 +188,16 @@ class TesseractClient:
     def _call(self, endpoint: str, payload: Mapping[str, Any]) -> Any:
         where = f"{self}, {endpoint}"
         folders = self._settings.folders and self._settings.folders.for_request()
-        encode_data = self._encode if folders is None else encoder(self._settings.encoding, folders)
+        texts = LongTexts()
         try:
-            body = orjson.dumps(encode(payload, encode_data))
+            body = texts.dumps(encode(payload, encoder(self._settings.encoding, folders, texts)))
             reply = self._replicas.send(self._request(f"/{endpoint}", body))
-            return Decoder(where, folders).decode(_replies.parsed(reply, where))
+            return Decoder(_replies.parsed(reply, where), where, folders).value()
         finally:
             if folders is not None:
                 folders.clear()
 
-    def _request(self, path: str, body: bytes | None) -> Request:
+    def _request(self, path: str, body: tuple[bytes, ...] | None) -> Request:
         headers = {"Content-Type": "application/json", "Accept": self._accept, **self._settings.extra_headers()}
         return Request("GET" if body is None else "POST", path, body, headers)
 

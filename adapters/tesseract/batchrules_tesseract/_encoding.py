@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pybase64
 
 from batchrules_tesseract._errors import TesseractAnswerError
 from batchrules_tesseract._shared_folder import SharedFolders
+from batchrules_tesseract._splice import LONG, LongTexts, Parsed
 
 Array = np.ndarray[Any, Any]
 
@@ -27,15 +29,17 @@ def raw_bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def encoder(encoding: str, folders: SharedFolders | None) -> Callable[[Array], dict[str, Any]]:
+def encoder(encoding: str, folders: SharedFolders | None, texts: LongTexts) -> Callable[[Array], dict[str, Any]]:
     """What turns an array's elements into the `data` of a request."""
     if encoding == "binref" and folders is not None:
         return folders.write
-    return _as_json if encoding == "json" else _as_base64
+    return _as_json if encoding == "json" else partial(_as_base64, texts=texts)
 
 
-def _as_base64(array: Array) -> dict[str, Any]:
+def _as_base64(array: Array, *, texts: LongTexts) -> dict[str, Any]:
     data: Any = raw_bytes(array)  # a buffer, which type checkers learn only from Python 3.12 on
+    if array.nbytes >= LONG:
+        return {"buffer": texts.marker(pybase64.b64encode(data)), "encoding": "base64"}
     return {"buffer": pybase64.b64encode_as_string(data), "encoding": "base64"}
 
 
@@ -73,27 +77,38 @@ class Decoder:
     """Reads the arrays of one answer.
 
     Args:
+        answer: The answer.
         where: The Tesseract and the endpoint, for messages.
         folders: Where binref buffers lie, or None if none were asked for.
     """
 
-    def __init__(self, where: str, folders: SharedFolders | None) -> None:
+    def __init__(self, answer: Parsed, where: str, folders: SharedFolders | None) -> None:
+        self._answer = answer
         self._where = where
         self._folders = folders
 
-    def decode(self, value: Any, path: str = "") -> Any:
-        """An answer with every encoded array in it read.
+    def value(self) -> Any:
+        """The answer, every encoded array in it read.
 
         Raises:
             TesseractAnswerError: An array whose shape, dtype and buffer do not fit together.
         """
+        return self._decode(self._answer.value, "")
+
+    def _decode(self, value: Any, path: str) -> Any:
         if isinstance(value, dict):
             if value.get("object_type") == "array":
                 return self._array(value, path.lstrip("."))
-            return {key: self.decode(child, f"{path}.{key}") for key, child in value.items()}
+            return {key: self._decode(child, f"{path}.{key}") for key, child in value.items()}
         if isinstance(value, list):
-            return [self.decode(child, f"{path}.[{i}]") for i, child in enumerate(value)]
-        return value
+            return [self._decode(child, f"{path}.[{i}]") for i, child in enumerate(value)]
+        return self._text(value, path) if isinstance(value, str) else value
+
+    def _text(self, text: str, path: str) -> str:
+        try:
+            return self._answer.text(text)
+        except ValueError as error:
+            raise self._wrong(path.lstrip("."), f"is not a text of JSON ({error})") from error
 
     def _array(self, encoded: Mapping[str, Any], path: str) -> Array:
         shape, dtype = self._shape(encoded.get("shape"), path), self._dtype(encoded.get("dtype"), path)
@@ -108,20 +123,20 @@ class Decoder:
         return np.frombuffer(raw, dtype).reshape(shape)
 
     def _buffer(self, data: Mapping[str, Any], size: int, path: str) -> Any:
-        buffer, encoding = data.get("buffer"), data.get("encoding")
-        if not isinstance(buffer, str):
+        buffer, encoding = self._answer.buffer(data.get("buffer")), data.get("encoding")
+        if not isinstance(buffer, str | memoryview):
             raise self._wrong(path, f"has a buffer of type {type(buffer).__name__}; expected a string")
         if encoding == "base64":
             raw = self._from_base64(buffer, path)
         elif encoding == "binref" and self._folders is not None:
-            raw = self._folders.read(buffer, size, lambda reason: self._wrong(path, reason))
+            raw = self._folders.read(str(data["buffer"]), size, lambda reason: self._wrong(path, reason))
         else:
             raise self._wrong(path, f"comes in the encoding {encoding!r}, which was not asked for")
         if len(raw) != size:
             raise self._wrong(path, f"has a buffer of {len(raw)} bytes, but its shape and dtype need {size}")
         return raw
 
-    def _from_base64(self, buffer: str, path: str) -> bytes:
+    def _from_base64(self, buffer: str | memoryview, path: str) -> bytes:
         try:
             return pybase64.b64decode(buffer, validate=True)
         except ValueError as error:

@@ -15,12 +15,13 @@ from batchrules_tesseract._errors import (
     TesseractUnreachableError,
 )
 from batchrules_tesseract._server import Reply, Request, Server
+from batchrules_tesseract._splice import Parsed
 
 _MOST_TEXT = 4000
 _OK, _UNPROCESSABLE = 200, 422
 
 
-def parsed(reply: Reply, where: str) -> Any:
+def parsed(reply: Reply, where: str) -> Parsed:
     """The JSON of a reply.
 
     Raises:
@@ -31,7 +32,7 @@ def parsed(reply: Reply, where: str) -> Any:
     if reply.status != _OK:
         raise _refusal(reply, where)
     try:
-        return orjson.loads(reply.body)
+        return Parsed(reply.body)
     except orjson.JSONDecodeError as error:
         raise TesseractAnswerError(
             f"{where}: the answer is not JSON ({error}): {_text(reply.body)[:200]!r}."
@@ -50,7 +51,7 @@ def common_schema(servers: Sequence[Server], request: Request) -> dict[str, Any]
     for server in servers:
         try:
             schemas[server.url] = _checked_schema(
-                parsed(server.send(request), f"Tesseract at {server.url}"), server.url
+                parsed(server.send(request), f"Tesseract at {server.url}").value, server.url
             )
         except TesseractUnreachableError as error:
             failures.append(error)
@@ -84,13 +85,13 @@ def _refusal(reply: Reply, where: str) -> TesseractError:
     return TesseractServerError(f"{where} ({reply.url}): the Tesseract failed with status {reply.status}: {text}{hint}")
 
 
-def _text(body: bytes) -> str:
+def _text(body: bytes | bytearray) -> str:
     text = body.decode(errors="replace")
     # A traceback says most at its end.
     return text if len(text) <= _MOST_TEXT else f"... {text[-_MOST_TEXT:]}"
 
 
-def _fields(body: bytes) -> str:
+def _fields(body: bytes | bytearray) -> str:
     """One line for each field that was refused; empty if the reply does not list them."""
     try:
         details = orjson.loads(body)["detail"]

@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(self.server.fake.schema if self.path.endswith("/openapi.json") else {"status": "ok"}, 200)
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
         answer = self.server.fake.answers[self.path]
         if callable(answer):
             answer(self)

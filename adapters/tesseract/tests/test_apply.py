@@ -258,6 +258,13 @@ def test_little_used_results_are_forgotten():
     assert remembered.get(0, lambda: "new") == "new"
 
 
+def test_results_in_use_are_not_forgotten():
+    remembered = Remembered()
+    for key in range(1000):
+        remembered.get(key, lambda key=key: key)
+        assert remembered.get(0, lambda: "new") == 0
+
+
 def test_equal_calls_compile_once(fake):
     with TesseractClient(fake.url) as client:
         traces = []

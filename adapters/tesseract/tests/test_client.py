@@ -1,6 +1,9 @@
 """The HTTP client: what it sends, when it sends again, and what each failure is called."""
 
+import copy
+import errno
 import multiprocessing
+import os
 import pickle
 import shutil
 import ssl
@@ -8,10 +11,10 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import urllib3
 from batchrules_tesseract import (
     TesseractClient,
     TesseractConnectionLostError,
@@ -20,6 +23,8 @@ from batchrules_tesseract import (
     TesseractServerError,
     TesseractTimeoutError,
     TesseractUnreachableError,
+    _replicas,
+    _shared_folder,
 )
 from fake import fake_tesseract, half_an_answer, hang_up, trickle
 from tesseracts.serving import free_port, serve
@@ -80,6 +85,22 @@ def test_files_in_a_shared_folder(tmp_path):
         assert not list(served.output_path.rglob("*.bin"))
 
 
+def test_a_file_that_was_not_written_whole_is_removed(fake, tmp_path, monkeypatch):
+    class Full:
+        def tofile(self, target):
+            target.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_shared_folder, "np", SimpleNamespace(ascontiguousarray=lambda _: Full()))
+    folders = {"input_folder": tmp_path, "output_folder": tmp_path}
+    with (
+        TesseractClient(fake.url, encoding="binref", **folders) as client,
+        pytest.raises(OSError, match=os.strerror(errno.ENOSPC)),
+    ):
+        client.apply({"x": X})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_protocol(recipe):
     inputs = {"x": X, "s": X}
     with TesseractClient(recipe.url) as client:
@@ -107,6 +128,37 @@ def test_a_failure_carries_the_servers_text(fake):
         client.apply({"x": X})
 
 
+def test_of_a_long_text_the_end_is_told(fake):
+    fake.status, fake.answers["/apply"] = 500, b"Traceback" + b"." * 10_000 + b"no convergence"
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractServerError, match=r"no convergence$") as caught:
+        client.apply({"x": X})
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize("status", [201, 302])
+def test_an_answer_of_another_status_is_none(fake, status):
+    fake.status = status
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractServerError, match=f"status {status}"):
+        client.apply({"x": X})
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        (["body", "inputs", "a", 0, "v"], r"a\.\[0\]\.v"),
+        (["body", "inputs", "inputs", "body"], r"inputs\.body"),
+        (["body", "a", "inputs"], r"a\.inputs"),
+        (["query", "body"], r"query\.body"),
+        (["body"], "the request"),
+    ],
+    ids=str,
+)
+def test_the_path_of_a_field_that_is_refused(fake, place, path):
+    fake.status, fake.answers["/apply"] = 422, {"detail": [{"loc": place, "msg": "wrong"}]}
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractInputError, match=rf"\n  {path}: wrong$"):
+        client.apply({"x": X})
+
+
 def test_no_such_endpoint(fixed):
     with TesseractClient(fixed.url) as client, pytest.raises(TesseractServerError, match="404"):
         client.jacobian({}, ["x"], ["y"])
@@ -115,6 +167,24 @@ def test_no_such_endpoint(fixed):
 def test_a_server_that_is_not_there(nobody):
     with TesseractClient(nobody, retries=1) as client, pytest.raises(TesseractUnreachableError, match=nobody):
         client.apply({"x": X})
+
+
+@pytest.mark.parametrize(
+    ("options", "pauses"),
+    [
+        ({"retries": 0}, []),
+        ({"retries": 3}, [0.1, 0.2, 0.4]),
+        ({"retries": 5, "timeout": None}, [0.1, 0.2, 0.4, 0.8, 1.6]),
+        ({"retries": 9, "timeout": 1.0}, [0.1, 0.2, 0.4, 0.8]),
+    ],
+    ids=str,
+)
+def test_it_is_tried_again_after_longer_and_longer_pauses_until_the_timeout(nobody, monkeypatch, options, pauses):
+    slept = []
+    monkeypatch.setattr(_replicas, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    with TesseractClient(nobody, **options) as client, pytest.raises(TesseractUnreachableError):
+        client.apply({"x": X})
+    np.testing.assert_allclose(slept, pauses)
 
 
 @pytest.mark.parametrize("breaks", [hang_up, half_an_answer])
@@ -153,33 +223,43 @@ def test_an_answer_that_trickles_in_is_late_too(fake):
         client.apply({"x": X})
 
 
-def test_a_connection_is_kept(fake):
-    connections = set()
+@pytest.fixture
+def connections(fake):
+    """The connections that requests come by; the first is answered with status 500 if that is asked for."""
+    seen = []
 
     def answer(handler):
-        connections.add(handler.client_address)
-        handler.reply({"y": 1}, 200)
+        seen.append(handler.client_address)
+        handler.reply({"y": 1}, 500 if fake.status == 500 and len(seen) == 1 else 200)
 
     fake.answers["/apply"] = answer
+    return seen
+
+
+def test_a_connection_is_kept(fake, connections):
     with TesseractClient(fake.url) as client:
         for _ in range(3):
             client.apply({})
-    assert len(connections) == 1
+    assert len(connections) == 3
+    assert len(set(connections)) == 1
 
 
-def test_a_connection_that_idled_is_not_used_again(fake):
-    connections = set()
-
-    def answer(handler):
-        connections.add(handler.client_address)
-        handler.reply({"y": 1}, 200)
-
-    fake.answers["/apply"] = answer
+def test_a_connection_that_idled_is_not_used_again(fake, connections):
     with TesseractClient(fake.url, max_idle=0.05) as client:
         client.apply({})
         time.sleep(0.1)
         client.apply({})
-    assert len(connections) == 2
+    assert len(set(connections)) == 2
+
+
+def test_a_connection_that_a_failure_came_by_is_not_used_again(fake, connections):
+    """Uvicorn closes it after an exception, and does not say so."""
+    fake.status = 500
+    with TesseractClient(fake.url) as client:
+        with pytest.raises(TesseractServerError):
+            client.apply({})
+        client.apply({})
+    assert len(set(connections)) == 2
 
 
 def test_headers(fake):
@@ -213,8 +293,7 @@ def test_tls(certificate):
         for trusted in (certificate[0], str(certificate[0]), context):
             with TesseractClient(secure.url, verify_tls=trusted) as client:
                 client.apply({"x": X})
-        unverified = pytest.warns(urllib3.exceptions.InsecureRequestWarning)
-        with TesseractClient(secure.url, verify_tls=False) as client, unverified:
+        with TesseractClient(secure.url, verify_tls=False) as client:
             client.apply({"x": X})
     assert secure.posts() == ["/apply"] * 4
 
@@ -249,6 +328,30 @@ def test_a_replica_that_is_down_is_left_out(fake, nobody):
     assert fake.posts() == ["/apply"] * 4
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(60.0, 1), (0.0, 4)])
+def test_a_replica_that_is_down_is_asked_again_after_a_while_only(fake, nobody, monkeypatch, seconds, times):
+    monkeypatch.setattr(_replicas, "_DOWN_SECONDS", seconds)
+    asked = []
+    with TesseractClient([nobody, fake.url]) as client:
+        down = client._replicas.servers[0]  # noqa: SLF001  # nothing else tells of a connection that was not made
+        send = down.send
+        monkeypatch.setattr(down, "send", lambda request: (asked.append(request), send(request)))
+        for _ in range(4):
+            client.apply({"x": X})
+    assert len(asked) == times
+
+
+def test_a_replica_that_is_there_has_the_schema_and_is_well(fake, nobody):
+    with TesseractClient([nobody, fake.url]) as client:
+        assert client.openapi_schema == fake.schema
+        assert client.health() == {"status": "ok"}
+
+
+def test_a_schema_that_no_one_has(nobody):
+    with TesseractClient(nobody) as client, pytest.raises(TesseractUnreachableError, match=nobody):
+        client.openapi_schema  # noqa: B018  # reading it is the test
+
+
 def test_no_replica_is_there(nobody):
     other = f"http://127.0.0.1:{free_port()}"
     with TesseractClient([nobody, other], retries=0) as client, pytest.raises(TesseractUnreachableError) as caught:
@@ -260,6 +363,16 @@ def test_no_replica_is_there(nobody):
 def test_replicas_must_serve_the_same_tesseract(solver, recipe):
     with TesseractClient([solver.url, recipe.url]) as client, pytest.raises(TesseractError, match="differ"):
         client.openapi_schema  # noqa: B018  # reading it is the test
+
+
+def test_replicas_of_the_same_endpoints_must_take_the_same_inputs(fake):
+    with fake_tesseract() as other:
+        other.schema = copy.deepcopy(fake.schema)
+        with TesseractClient([fake.url, other.url]) as client:
+            assert client.openapi_schema == fake.schema
+        del other.schema["components"]["schemas"]["Apply_InputSchema"]["properties"]["x"]
+        with TesseractClient([fake.url, other.url]) as client, pytest.raises(TesseractError, match="differ"):
+            client.openapi_schema  # noqa: B018  # reading it is the test
 
 
 def test_something_that_is_no_tesseract(fake):
@@ -283,10 +396,10 @@ def test_a_closed_client_opens_again(fake):
 
 
 def test_a_pickled_client_works(fake):
-    with TesseractClient(fake.url, timeout=5.0) as client, pickle.loads(pickle.dumps(client)) as copy:  # noqa: S301  # its own pickle
-        copy.apply({"x": X})
-        assert copy.urls == client.urls
-        assert copy._settings == client._settings  # noqa: SLF001  # options have no public name
+    with TesseractClient(fake.url, timeout=5.0) as client, pickle.loads(pickle.dumps(client)) as other:  # noqa: S301  # its own pickle
+        other.apply({"x": X})
+        assert other.urls == client.urls
+        assert other._settings == client._settings  # noqa: SLF001  # options have no public name
 
 
 def _applies(client):
@@ -311,6 +424,10 @@ def test_many_threads(solver):
     [
         ({"timeout": 0}, ValueError, "timeout"),
         ({"timeout": "1"}, TypeError, "timeout"),
+        ({"timeout": float("inf")}, ValueError, "timeout must be more than 0 seconds; got inf"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be more than 0 seconds; got nan"),
+        ({"timeout": True}, TypeError, "timeout must be a number of seconds; got True"),
+        ({"retries": True}, TypeError, "retries must be a whole number; got True"),
         ({"connect_timeout": -1.0}, ValueError, "connect_timeout"),
         ({"retries": -1}, ValueError, "retries"),
         ({"resend": 1.5}, TypeError, "resend"),

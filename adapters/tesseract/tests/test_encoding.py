@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-import orjson
 from batchrules_tesseract._encoding import DTYPES, Decoder, encode, encoder
+from batchrules_tesseract._splice import LongTexts, Parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -21,8 +21,10 @@ VIEWS = (
 
 
 def there_and_back(value, encoding):
-    sent = orjson.dumps(encode({"a": [value]}, encoder(encoding, None)))
-    return Decoder("here", None).decode(json.loads(sent))["a"][0]
+    texts = LongTexts()
+    sent = b"".join(texts.dumps(encode({"a": [value]}, encoder(encoding, None, texts))))
+    assert json.loads(sent)["a"]
+    return Decoder(Parsed(sent), "here", None).value()["a"][0]
 
 
 @settings(deadline=None)

@@ -57,6 +57,7 @@ COMPOSITIONS = {
     "grad": lambda f, xs, ss: jax.grad(total(f), (0, 1))(xs[0], ss[0]),
     "vmap grad": lambda f, xs, ss: jax.vmap(jax.grad(total(f), (0, 1)))(xs, ss),
     "vmap grad of unmapped s": lambda f, xs, ss: jax.vmap(jax.grad(total(f), 1), (0, None))(xs, ss[0]),
+    "vmap grad beside unmapped s": lambda f, xs, ss: jax.vmap(jax.grad(total(f)), (0, None))(xs, ss[0]),
     "grad vmap": lambda f, xs, ss: jax.grad(lambda x, s: jax.vmap(f, (0, None))(x, s).sum(), (0, 1))(xs, ss[2]),
     "value_and_grad": lambda f, xs, ss: jax.value_and_grad(total(f), (0, 1))(xs[0], ss[0]),
     "vmap vjp": lambda f, xs, ss: jax.vmap(jax.vjp(f, xs[0], ss[0])[1])(xs),
