@@ -88,8 +88,9 @@ class DeviceCall:
     def _check_keywords(self, call: Call) -> None:
         if self._options.endpoints.given and call.structure.has_keyword_arrays:
             raise TypeError(
-                f"{self._options.name}: with a jvp or vjp endpoint, arrays must be positional parameters, since "
-                "endpoints are given a tuple of them; pass them by position, or name them in static_argnames."
+                f"{self._options.name}: with a jvp, vjp or jacobian endpoint, arrays must be positional "
+                "parameters, since endpoints are given a tuple of them; pass them by position, or name them in "
+                "static_argnames."
             )
 
     def _site(self, call: Call, operands: Sequence[Any]) -> tuple[DeviceSite, _trees.Structure]:

@@ -14,7 +14,7 @@ from batchrules._bound import BoundHostCall
 from batchrules._dispatch import check_dispatch
 from batchrules._host_body import Endpoint, Primal
 from batchrules._host_context import FirstCall, inside_numpy_only
-from batchrules._host_options import HostOptions, check_keywords, check_nan, conduct_of, endpoints_of
+from batchrules._host_options import HostOptions, check_keywords, check_nan, checked_remedies, conduct_of, endpoints_of
 from batchrules._host_primitive import host_call_p
 from batchrules._host_site import HostSite
 from batchrules._host_trust import Trust
@@ -195,6 +195,7 @@ class HostCall:
             batch_size=options.batch_size,
             conduct=options.conduct,
             trust=self._trust,
+            remedies=options.remedies,
         )
 
     def _promise(self, call: Call, operands: Sequence[Any]) -> Any:
@@ -230,6 +231,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
     allow_jax: bool = False,
     progress: bool | str = False,
     name: str | None = None,
+    remedies: Mapping[str, str] | None = None,
 ) -> Any:
     """Make a JAX function of a Python function that runs on the host: NumPy, SciPy, ctypes, HTTP, a subprocess.
 
@@ -277,13 +279,18 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         progress: Whether a bar shows the elements of its batches while they run, as `progress()` does for all
             functions; a string is what stands before the bar.
         name: What messages call the function; its `__name__` by default.
+        remedies: For a library that wraps the call: what messages tell its users to do, in place of options of
+            `host_call`. A mapping from `"method"` (`jax.vmap` without a method), `"batch"` (a batch that is not treated
+            element by element), `"derivatives"` (no endpoint at all), `"jvp"` and `"vjp"` (none for forward, for
+            reverse mode) and `"second"` (none for a derivative of a derivative) to sentences.
 
     Returns:
         A callable that takes and gives JAX arrays (pytrees of them), or a decorator.
 
     Raises:
         TypeError: Something that is not callable, no `result_shape`, or an option of the wrong type.
-        ValueError: An unknown method, a batch size below 1, a malformed signature, a 64-bit result with x64 off.
+        ValueError: An unknown method, a batch size below 1, a malformed signature, an unknown remedy, a 64-bit result
+            with x64 off.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, batchrules
@@ -305,7 +312,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         "max_in_flight": max_in_flight, "jvp": jvp, "vjp": vjp, "jacobian": jacobian, "verify": verify,
         "on_error": on_error, "signature": signature, "static_argnames": static_argnames,
         "pass_outputs": pass_outputs, "skip_zero": skip_zero, "allow_jax": allow_jax, "progress": progress,
-        "name": name,
+        "name": name, "remedies": remedies,
     }  # fmt: skip
     if fn is None:
         return functools.partial(host_call, result_shape=result_shape, **given)
@@ -329,6 +336,7 @@ def host_call(  # noqa: PLR0913  # options, all keyword-only
         signature=as_signature(signature, label),
         endpoints=endpoints_of(checked_endpoints(jvp, vjp, jacobian, label), passing, label),
         conduct=conduct_of(check_dispatch(executor, max_in_flight, label), verify, on_error, flags, label),
+        remedies=checked_remedies(remedies, label),
         name=label,
     )
     parameters.check_schema(options.schema)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from batchrules._dispatch import Dispatch
 from batchrules._host_body import Endpoint, Endpoints
 from batchrules._host_context import FirstCall
-from batchrules._host_site import Conduct
+from batchrules._host_site import REMEDIES, Conduct, Remedies
 from batchrules._recording import Result
 from batchrules._schema import Schema, Signature
 from batchrules._signature import Call
@@ -29,6 +29,7 @@ class HostOptions:
     signature: Signature | None
     endpoints: Endpoints
     conduct: Conduct
+    remedies: Remedies
     name: str
 
 
@@ -73,6 +74,27 @@ def _endpoint(function: Callable[..., Any], where: str, allow_jax: bool) -> Endp
     if as_endpoint is not None:
         return as_endpoint()
     return Endpoint(hashable(function), FirstCall(function, where, allow_jax=allow_jax), Endpoints())
+
+
+def checked_remedies(remedies: Any, where: str) -> Remedies:
+    """What a wrapping library tells its users to do, in a form that compares by value."""
+    if remedies is None:
+        return ()
+    known = ", ".join(repr(name) for name in REMEDIES)
+    if not isinstance(remedies, Mapping):
+        raise TypeError(
+            f"{where}: remedies must be a mapping from {known} to sentences, or None; got {remedies!r} of type "
+            f"{type(remedies).__name__}."
+        )
+    for name, text in remedies.items():
+        if name not in REMEDIES:
+            raise ValueError(f"{where}: remedies has the unknown key {name!r}. The keys are {known}.")
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{where}: remedies[{name!r}] must be a string that says what to do; got {text!r} of type "
+                f"{type(text).__name__}."
+            )
+    return tuple(sorted(remedies.items()))
 
 
 def check_keywords(endpoints: Endpoints, call: Call, where: str) -> None:

@@ -29,8 +29,10 @@ def _record_axis(
     if all(dim is None for dim in dims):
         return _recording.bind_unmapped(host_call_p, operands, site=site, axes=axes)
     if site.request.method is None and any(dim is not None for dim in dims[: len(dims) - site.linear]):
-        names = ", ".join(repr(name) for name in HOST_METHODS)
-        raise NotImplementedError(f"{site.name}: jax.vmap needs a method, and none was given. Choose one of {names}.")
+        ways = f"Choose one of {', '.join(repr(name) for name in HOST_METHODS)}."
+        raise NotImplementedError(
+            f"{site.name}: jax.vmap needs a method, and none was given. {site.remedy('method', ways)}"
+        )
     mapped = _recording.mapped_operands(axis_data, operands, dims)
     return _recording.bind_recorded(host_call_p, mapped, site=site, axes=axes)
 

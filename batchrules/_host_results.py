@@ -79,11 +79,11 @@ def check_batch(site: HostSite, output: int, array: np.ndarray[Any, Any], given:
         return
     expected = " or ".join(str((lead, *promised.shape)) for lead in dict.fromkeys(leads))
     one = ", or with 1 if it depends on no mapped argument" if len(leads) > 1 else ""
+    ways = "Make the function handle a leading dimension, or use method='sequential'."
     raise BatchContractError(
         f"{site.name} was given a batch of {given.size} elements at once (method {given.method!r}), with arguments "
         f"{described(site, given.shapes)}, and {_output(site, promised)} has shape {array.shape}: expected {expected}. "
-        f"Every output must lead with the size of the batch{one}. Make the function handle a leading dimension, or "
-        "use method='sequential'."
+        f"Every output must lead with the size of the batch{one}. {site.remedy('batch', ways)}"
     )
 
 

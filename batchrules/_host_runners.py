@@ -10,10 +10,9 @@ from batchrules import _jacobian
 from batchrules._batch import Axes
 from batchrules._errors import MissingEndpointError
 from batchrules._finite_difference import Difference
-from batchrules._host_body import Endpoint, HostBody
+from batchrules._host_body import Endpoint
 from batchrules._host_difference import DifferenceRunner
 from batchrules._host_elements import Array
-from batchrules._host_endpoints import GivenCotangent, GivenTangent
 from batchrules._host_frame import Shapes
 from batchrules._host_runner import Runner
 from batchrules._host_site import HostSite
@@ -45,26 +44,32 @@ def runner(site: HostSite, axes: Axes, shapes: Shapes, around: Surroundings = EA
     which = "vjp" if site.origin.cotangent else "jvp"
     endpoint: Endpoint | None = getattr(base.body.endpoints, which)
     if endpoint is None:
-        raise _missing(base.body, which)
+        raise _missing(base, which)
     if isinstance(endpoint.function, Difference):
         return DifferenceRunner(site, base, axes, endpoint.function, around)
     return Runner(site, axes, shapes, around)
 
 
-def _missing(of: HostBody, which: str) -> MissingEndpointError:
-    """The error for a derivative that no endpoint gives; `of` is the function, or one of its derivatives."""
-    if not isinstance(of, GivenTangent | GivenCotangent):
-        return missing_endpoint(of, which)
-    kind = "jvp" if isinstance(of, GivenTangent) else "vjp"
-    endpoint = getattr(of.of.endpoints, kind)
-    serving = endpoint or of.of.endpoints.jacobian
-    by_differences = serving is not None and isinstance(serving.function, Difference)
+def _missing(base: HostSite, which: str) -> MissingEndpointError:
+    """The error for a derivative that no endpoint gives; `base` is the function, or one of its derivatives."""
+    remedies = dict(base.remedies)
+    if base.origin is None:
+        return missing_endpoint(base.body, which, remedy=remedies.get(which))
+    function: HostSite = base.origin.base  # pyright: ignore[reportAssignmentType]  # as above
+    kind = "vjp" if base.origin.cotangent else "jvp"
+    endpoint = getattr(function.body.endpoints, kind)
+    serving = endpoint or function.body.endpoints.jacobian
+    if serving is None:
+        # Under jit only the last derivative may be left of a program; that it has no first one is what is wrong.
+        return _missing(function, kind)
+    by_differences = isinstance(serving.function, Difference)
     if endpoint is not None and not by_differences:
-        return missing_endpoint(of, which, _OWN_ENDPOINTS)
+        return missing_endpoint(base.body, which, _OWN_ENDPOINTS, remedies.get("second"))
     by = "finite differences" if by_differences else "the jacobian endpoint"
+    ways = f"Pass {kind}= that is a host_call with a {which}= (or a jacobian=) of its own."
     return MissingEndpointError(
-        f"{of.name} is made by {by}, for first derivatives only, and this derivative of a derivative needs its "
-        f"{which}. Pass {kind}= that is a host_call with a {which}= (or a jacobian=) of its own."
+        f"{base.body.name} is made by {by}, for first derivatives only, and this derivative of a derivative needs its "
+        f"{which}. {base.remedy('second', ways)}"
     )
 
 

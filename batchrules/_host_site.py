@@ -15,6 +15,10 @@ from batchrules._host_endpoints import GivenCotangent, GivenJacobian, GivenTange
 from batchrules._host_trust import Trust
 from batchrules._sites import Mask, Site
 
+# Where a library that wraps host calls may say what to do in words of its own.
+REMEDIES = ("method", "batch", "derivatives", "jvp", "vjp", "second")
+Remedies = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True)
 class Conduct:
@@ -39,11 +43,22 @@ class Conduct:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class HostSite(Site):
-    """A call site of a host function."""
+    """A call site of a host function.
+
+    Attributes:
+        conduct: How its calls are made.
+        trust: What is known of its vectorised calls.
+        remedies: What to do about some errors, in words of a library that wraps it.
+    """
 
     body: HostBody
     conduct: Conduct
     trust: Trust = field(compare=False, repr=False)
+    remedies: Remedies = ()
+
+    def remedy(self, of: str, otherwise: str) -> str:
+        """What to do, in words of a library that wraps the call, or else in ours."""
+        return dict(self.remedies).get(of, otherwise)
 
     def tangent_body(self, nonzero: Mask, outputs: Mask) -> GivenTangent:
         """What gives the tangents of these outputs, from the tangents of these operands."""
@@ -60,10 +75,14 @@ class HostSite(Site):
     def check_differentiable(self) -> None:
         """Raise if the user gave no derivatives. Which one is missing is known later: JAX makes a jvp to get a vjp."""
         if isinstance(self.body, Primal) and not self.body.endpoints.given:
+            ways = (
+                "Give it derivatives: jvp=, vjp= or jacobian=, or **batchrules.finite_difference(fn) for all; or "
+                "differentiate with respect to other arguments (argnums), or keep its arguments constant with "
+                "jax.lax.stop_gradient."
+            )
             raise MissingEndpointError(
-                f"{self.name} cannot be differentiated: JAX cannot see inside a host function. Give it derivatives: "
-                "jvp=, vjp= or jacobian=, or **batchrules.finite_difference(fn) for all; or differentiate with respect "
-                "to other arguments (argnums), or keep its arguments constant with jax.lax.stop_gradient."
+                f"{self.name} cannot be differentiated: JAX cannot see inside a host function. "
+                f"{self.remedy('derivatives', ways)}"
             )
 
     def shown(self, outputs: Sequence[Any]) -> list[Any]:

@@ -29,7 +29,7 @@ def run(this: Run) -> bool:
         if site.request.method != "auto":
             this.frame.surface(error)
         if site.trust.distrust(site):
-            text = f"{error} As method='auto' was asked for, it is called one element at a time from now on."
+            text = f"{error} As 'auto' was asked for, it is called one element at a time from now on."
             warnings.warn(text, BatchContractWarning, stacklevel=2)
         return False
     return True

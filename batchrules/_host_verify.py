@@ -24,6 +24,11 @@ Array = np.ndarray[Any, Any]
 _NOISE = 1e3  # in units of the last place
 _MOST_NOISE = 1e-3  # for 16-bit numbers, whose last place is large
 _SPREAD = 0x9E3779B1  # 2**32 by the golden ratio: its multiples spread evenly, whatever the numbers
+_WAYS_OUT = (
+    "Make the function handle a leading dimension (reductions over the other axes only, arguments lined up with "
+    "[:, None]), or use method='sequential'. verify=False turns the check off, which a function with random results "
+    "needs; verify=1e-2 makes it wider."
+)
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,7 @@ def _broken(site: HostSite, batch: Batch, place: tuple[int, int], values: tuple[
     return BatchContractError(
         f"{site.name} does not treat the elements of a batch one by one: it was given {batch.size} elements at once "
         f"(method {batch.method!r}, arguments {shapes}), and {f'output {path!r}' if path else 'the result'} of element "
-        f"{row} {difference} from what that element gives on its own. Make the function handle a leading dimension "
-        "(reductions over the other axes only, arguments lined up with [:, None]), or use method='sequential'. "
-        "verify=False turns the check off, which a function with random results needs; verify=1e-2 makes it wider."
+        f"{row} {difference} from what that element gives on its own. {site.remedy('batch', _WAYS_OUT)}"
     )
 
 

@@ -106,8 +106,8 @@ def fill(mask: Sequence[bool], chosen: Iterable[Any], others: Sequence[Any]) -> 
     return [next(source) if take else other for take, other in zip(mask, others, strict=True)]
 
 
-def missing_endpoint(of: Any, which: str, hint: str = "") -> MissingEndpointError:
-    """The error for a derivative of a body that has no endpoint for it."""
+def missing_endpoint(of: Any, which: str, hint: str = "", remedy: str | None = None) -> MissingEndpointError:
+    """The error for a derivative of a body that has no endpoint for it; a remedy stands in place of our advice."""
     other, mode, ways, instead = (
         ("vjp", "forward", "jax.jvp, jax.jacfwd", "reverse mode (jax.grad, jax.vjp, jax.jacrev)")
         if which == "jvp"
@@ -116,7 +116,7 @@ def missing_endpoint(of: Any, which: str, hint: str = "") -> MissingEndpointErro
     has_other = getattr(of.endpoints, other) is not None
     there = f"has a {other} but no {which}" if has_other else f"has no {which}"
     use = f"; or use {instead}" if has_other else ""
+    advice = f"Pass {which}=, or jacobian=, which serves both{use}.{hint}" if remedy is None else remedy
     return MissingEndpointError(
-        f"{of.name} {there} endpoint, and {mode}-mode differentiation ({ways}) needs one. Pass {which}=, or jacobian=, "
-        f"which serves both{use}.{hint}"
+        f"{of.name} {there} endpoint, and {mode}-mode differentiation ({ways}) needs one. {advice}"
     )

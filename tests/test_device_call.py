@@ -290,11 +290,11 @@ def test_a_schema_is_checked_for_one_element():
         call(np.arange(3))
 
 
-def test_endpoints_and_arrays_by_keyword_only():
-    call = device_call(lambda x, *, y: x * y, jvp=lambda args, tangents: args[0], name="keyword")  # noqa: ARG005
-    with pytest.raises(
-        TypeError, match=r"device_call 'keyword': with a jvp or vjp endpoint, arrays must be positional"
-    ):
+@pytest.mark.parametrize("endpoint", ["jvp", "vjp", "jacobian"])
+def test_endpoints_and_arrays_by_keyword_only(endpoint):
+    call = device_call(lambda x, *, y: x * y, **{endpoint: lambda *args: args[0]}, name="keyword")
+    text = r"device_call 'keyword': with a jvp, vjp or jacobian endpoint, arrays must be positional parameters"
+    with pytest.raises(TypeError, match=text):
         call(X, y=X)
 
 

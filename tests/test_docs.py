@@ -9,7 +9,8 @@ defaults. A comment directly above a block says what is special about it:
     <!-- output -->             above a ```text block: exactly what the ```python block before it prints
                                 ("..." stands for anything)
 
-`python tests/test_docs.py README.md` runs one page by itself.
+`python tests/test_docs.py README.md` runs one page by itself. A page that starts processes (it says `__main__`) is run
+as a script too, all of its blocks in one file: workers import that file, as they would a reader's.
 """
 
 import contextlib
@@ -38,6 +39,10 @@ UNTESTED_NAMES = {"py", "python3", "pycon", "ipython"}
 
 # With attributes (a title) a block is not run as it stands; so it must be a file that `make examples` runs.
 EXAMPLE = re.compile(r'--8<-- "examples/\w+\.py"\n')
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
 
 
 class DocsError(Exception):
@@ -164,11 +169,28 @@ def run_page(page):
             run_block(block, str(page), namespace)
 
 
+def as_script(page, folder):
+    """Put a page into one file, as a reader would who copies block after block, and return that file."""
+    text = ""
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.file:
+            (folder / block.file).write_text(block.code, encoding="utf-8")
+        elif not block.needs or importable(block.needs):
+            text += block.code + "\n\n"
+    script = folder / f"{page.stem}.py"
+    script.write_text(text, encoding="utf-8")
+    return script
+
+
 def run_in_fresh_interpreter(page, folder):
-    """Run a page in `folder`, so that what its code writes stays out of the repository."""
+    return run_python(["-W", "error::DeprecationWarning", __file__, page], folder)
+
+
+def run_python(arguments, folder):
+    """Run Python in `folder`, so that what a page's code writes stays out of the repository."""
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", __file__, page],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": search_path},
         cwd=folder,
         capture_output=True,
@@ -178,10 +200,19 @@ def run_in_fresh_interpreter(page, folder):
     )
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_page(page, tmp_path):
     run = run_in_fresh_interpreter(page, tmp_path)
-    assert run.returncode == 0, f"{page.relative_to(ROOT)}:\n{run.stderr}"
+    assert run.returncode == 0, f"{name_of(page)}:\n{run.stderr}"
+
+
+STARTS_PROCESSES = [page for page in PAGES if "__main__" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", STARTS_PROCESSES, ids=name_of)
+def test_page_as_a_script(page, tmp_path):
+    run = run_python([as_script(page, tmp_path)], tmp_path)
+    assert run.returncode == 0, f"{name_of(page)}:\n{run.stderr}"
 
 
 PAGE = """Text.
@@ -254,6 +285,16 @@ def test_a_block_that_is_a_file_is_written_and_not_run(tmp_path):
     page.write_text(text, encoding="utf-8")
     run = run_in_fresh_interpreter(page, tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_page_as_a_script_is_what_runs_in_one_file(tmp_path):
+    page = tmp_path / "page.md"
+    kept = "<!-- file: made.py -->\n```python\nnumber = 3\n```\n\n```python\nimport made\n```\n"
+    left_out = "<!-- not run: a reason -->\n```python\n1 / 0\n```\n\n<!-- needs: no_such -->\n```python\n1 / 0\n```\n"
+    page.write_text(f"{kept}\n{left_out}\n```python\nprint(__file__, made.number)\n```\n", encoding="utf-8")
+    script = as_script(page, tmp_path)
+    run = run_python([script], tmp_path)
+    assert (run.returncode, run.stdout) == (0, f"{script} 3\n"), run.stderr
 
 
 LINK = re.compile(r"\]\((?!\w+:)(?P<path>[^)#\s]+)")

@@ -17,6 +17,14 @@ from batchrules_tesseract._targets import as_tesseract, in_process, name_of
 
 VMAP_METHODS = (None, "sequential", "expand_dims", "broadcast_all", "auto", "auto_experimental")
 
+# What host_call's messages tell a user to do, who has none of its options.
+_METHOD = "Pass vmap_method= to apply_tesseract, one of 'sequential', 'expand_dims', 'broadcast_all', 'auto'."
+_BATCH = (
+    "Make the Tesseract handle a leading dimension, or pass vmap_method='sequential' to apply_tesseract. A Tesseract "
+    "with random results needs verify=False."
+)
+_SECOND = "A Tesseract has no endpoint for second derivatives; take differences of its first ones."
+
 _CHECK_VARIABLE = "TESSERACT_JAX_CHECK_STATIC_OUTPUTS"
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -150,6 +158,7 @@ def _host_call(target: Any, inputs: Inputs, outputs: Outputs, options: Options) 
         on_error=options.on_error,
         allow_jax=local,
         name=site.name,
+        remedies=_remedies(target, options),
         **_derivatives(target, site, options),
     )
 
@@ -167,6 +176,28 @@ def _derivatives(target: Any, site: Site, options: Options) -> dict[str, Any]:
     elif options.materialize_jacobian:
         endpoints["jacobian"] = NoJacobian(site)
     return endpoints
+
+
+def _remedies(target: Any, options: Options) -> dict[str, str]:
+    """What messages tell the user of this Tesseract to do."""
+    left_out = options.materialize_jacobian is False and "jacobian" in target.available_endpoints
+    jacobian = (
+        "or leave materialize_jacobian=False out: its jacobian endpoint serves both modes"
+        if left_out
+        else "or a jacobian endpoint, which serves both modes"
+    )
+    return {
+        "method": _METHOD,
+        "batch": _BATCH,
+        "derivatives": "Give the Tesseract a vector_jacobian_product endpoint (reverse mode), a "
+        f"jacobian_vector_product endpoint (forward mode), {jacobian}. Or differentiate with respect to other "
+        "arguments (argnums), or keep its inputs constant with jax.lax.stop_gradient.",
+        "jvp": "The Tesseract has no jacobian_vector_product endpoint. Use reverse mode (jax.grad, jax.vjp, "
+        f"jax.jacrev), or give the Tesseract that endpoint, {jacobian}.",
+        "vjp": "The Tesseract has no vector_jacobian_product endpoint. Use forward mode (jax.jvp, jax.jacfwd), or give "
+        f"the Tesseract that endpoint, {jacobian}.",
+        "second": _SECOND,
+    }
 
 
 def _core_schema(inputs: Inputs) -> Schema:

@@ -4,6 +4,7 @@ import copy
 import gc
 import multiprocessing
 import pickle
+import re
 import sys
 import weakref
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +18,8 @@ from batchrules_tesseract._memory import Remembered, memory_of
 from fake import GOOD, array_field, fake_tesseract, hang_up
 from tesseracts.serving import HERE, load
 from twins import NUMBERS, SS, XS, call, close, twin
+
+from batchrules import BatchContractError
 
 
 @pytest.fixture
@@ -94,6 +97,88 @@ def test_a_missing_endpoint_is_named(faulty, jit):
     f = jax.grad(lambda x: apply_tesseract(faulty.url, {"x": x})["y"])
     with pytest.raises(NotImplementedError, match=r"vjp|vector_jacobian_product"):
         (jax.jit(f) if jit else f)(1.0)
+
+
+OTHER = "or a jacobian endpoint, which serves both modes"
+LEFT_OUT = "or leave materialize_jacobian=False out: its jacobian endpoint serves both modes"
+REVERSE = "Use reverse mode (jax.grad, jax.vjp, jax.jacrev), or give the Tesseract that endpoint,"
+FORWARD = "Use forward mode (jax.jvp, jax.jacfwd), or give the Tesseract that endpoint,"
+GIVE = (
+    "Give the Tesseract a vector_jacobian_product endpoint (reverse mode), a jacobian_vector_product endpoint (forward "
+    "mode),"
+)
+CONSTANT = (
+    "Or differentiate with respect to other arguments (argnums), or keep its inputs constant with "
+    "jax.lax.stop_gradient."
+)
+SECOND = "A Tesseract has no endpoint for second derivatives; take differences of its first ones."
+NO_METHOD = "Pass vmap_method= to apply_tesseract, one of 'sequential', 'expand_dims', 'broadcast_all', 'auto'."
+
+# Without which endpoints, and with which options, what ends how.
+ADVICE = {
+    "vmap": ("", {}, lambda f: jax.vmap(f)(XS), NO_METHOD),
+    "jacfwd": (
+        "jacobian,jacobian_vector_product",
+        {},
+        lambda f: jax.jacfwd(f)(XS[0]),
+        f"needs one. The Tesseract has no jacobian_vector_product endpoint. {REVERSE} {OTHER}.",
+    ),
+    "jacfwd, by a jacobian that is left out": (
+        "jacobian_vector_product",
+        {"materialize_jacobian": False},
+        lambda f: jax.jit(jax.jacfwd(f))(XS[0]),
+        f"needs one. The Tesseract has no jacobian_vector_product endpoint. {REVERSE} {LEFT_OUT}.",
+    ),
+    "jacrev": (
+        "jacobian,vector_jacobian_product",
+        {},
+        lambda f: jax.jit(jax.jacrev(f))(XS[0]),
+        f"needs one. The Tesseract has no vector_jacobian_product endpoint. {FORWARD} {OTHER}.",
+    ),
+    "jacrev, by a jacobian that is left out": (
+        "vector_jacobian_product",
+        {"materialize_jacobian": False},
+        lambda f: jax.jacrev(f)(XS[0]),
+        f"needs one. The Tesseract has no vector_jacobian_product endpoint. {FORWARD} {LEFT_OUT}.",
+    ),
+    "no endpoint": (
+        "jacobian,vector_jacobian_product,jacobian_vector_product",
+        {},
+        lambda f: jax.jacrev(f)(XS[0]),
+        f"host function. {GIVE} {OTHER}. {CONSTANT}",
+    ),
+    "no endpoint but a jacobian that is left out": (
+        "vector_jacobian_product,jacobian_vector_product",
+        {"materialize_jacobian": False},
+        lambda f: jax.jacfwd(f)(XS[0]),
+        f"host function. {GIVE} {LEFT_OUT}. {CONSTANT}",
+    ),
+    "hessian": ("", {}, lambda f: jax.jit(jax.hessian(f))(XS[0]), f"needs one. {SECOND}"),
+    "hessian by a jacobian": (
+        "vector_jacobian_product,jacobian_vector_product",
+        {},
+        lambda f: jax.hessian(f)(XS[0]),
+        f"needs its jvp. {SECOND}",
+    ),
+    "jacrev of jacrev": ("", {}, lambda f: jax.jacrev(jax.jacrev(f))(XS[0]), f"needs one. {SECOND}"),
+}
+
+
+@pytest.mark.parametrize(("without", "options", "program", "end"), ADVICE.values(), ids=ADVICE)
+def test_errors_say_what_a_user_of_the_tesseract_can_do(local, without, options, program, end):
+    function = call(local("recipe", without), **options)
+    with pytest.raises(NotImplementedError) as info:
+        program(lambda x: function(x, SS[0]))
+    assert str(info.value).endswith(end)
+    assert not re.search(r"\b(method|jvp|vjp|jacobian)=", str(info.value))
+
+
+def test_a_broken_batch_says_so_too(recipe):
+    numbers = jax.vmap(call(recipe.url, vmap_method="expand_dims"))
+    with pytest.raises(BatchContractError, match=r"or pass vmap_method='sequential' to apply_tesseract\.") as info:
+        numbers(XS[:3], NUMBERS[:3])
+    assert str(info.value).endswith("A Tesseract with random results needs verify=False.")
+    assert not re.search(r"\bmethod=", str(info.value))
 
 
 def test_a_jacobian_that_is_insisted_on_and_missing(servers):
