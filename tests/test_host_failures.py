@@ -190,6 +190,22 @@ def test_the_same_exception_raised_again_is_not_noted_twice():
     assert len([note for note in mine.__notes__ if "host_call" in note]) == 1
 
 
+def test_the_same_exception_raised_elsewhere_is_noted_with_its_last_place():
+    mine = ReactorError("mine")
+
+    def solve(x, bad):
+        if bad:
+            raise mine
+        return x
+
+    call = jax.vmap(host_call(solve, F64))
+    for place in (2, 4):
+        with pytest.raises(ReactorError):
+            call(XS, np.arange(6) == place)
+    (note,) = [note for note in mine.__notes__ if "host_call" in note]
+    assert note == "host_call 'solve' failed at element (4,), with arguments x (), bad (): ReactorError: mine"
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_function_works_again_after_it_failed(way, mapped):
@@ -405,6 +421,21 @@ class TestOriginalErrors:
                 through("jit", call)(1.0)
             raise first.value
 
+    def test_of_two_that_say_the_same_the_last(self):
+        raised = []
+
+        def solve(x):
+            del x
+            raised.append(ReactorError("again"))
+            raise raised[-1]
+
+        program = through("jit", host_call(solve, F64))
+        with raises_original(match="again") as caught:
+            with pytest.raises(jax.errors.JaxRuntimeError):
+                program(1.0)
+            program(1.0)
+        assert caught.value is raised[1]
+
     @staticmethod
     def _numbered(x):
         raise ReactorError(f"number {int(x)}")
@@ -505,6 +536,15 @@ def test_a_failing_host_call_inside_another_names_both(way, mapped, dispatch):
     assert f"host_call 'outer' failed{place}, with arguments x ()" in text
     assert "host_call 'inner' failed, with arguments x (), y (3,)" in text
     assert MESSAGE in text
+
+
+def test_the_notes_of_a_failing_host_call_inside_another_are_those_of_both():
+    inner = host_call(fails_at(2), F64, name="inner")
+    outer = host_call(lambda x: inner(x, VECTOR), F64, name="outer")
+    with pytest.raises(ReactorError) as info:
+        outer(2.0)
+    starts = [note.partition(", with")[0] for note in info.value.__notes__ if "host_call" in note]
+    assert starts == ["host_call 'inner' failed", "host_call 'outer' failed"]
 
 
 def test_an_outer_function_may_catch_what_the_inner_one_raises():
@@ -608,6 +648,8 @@ def test_ctrl_c_stops_a_long_batch():
     out = run("""
         # An interrupt that falls into a callback of the garbage collector is lost: Python ignores what that raises.
         gc.disable()
+        # A shell that starts the tests in the background has them ignore interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         calls = [0]
 
         def solve(x):

@@ -11,6 +11,14 @@ from batchrules._dispatch_threads import Threads
 from batchrules._interrupts import Interrupts
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """A shell that starts the tests in the background has them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted():
     signal.raise_signal(signal.SIGINT)
     # Python runs the handler before the next line, at the latest.
@@ -52,6 +60,13 @@ def test_the_handler_is_given_back():
     with pytest.raises(ValueError, match="work"), Interrupts() as interrupts:
         interrupts.undisturbed(lambda: int("work"))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        assert interrupts.undisturbed(interrupted) == interrupted() == "done"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_users_own_handler_is_called():
