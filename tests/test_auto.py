@@ -288,3 +288,45 @@ def test_registered_method_for_names_paths_by_position():
         assert registration.schema == schema
         assert "'args.1'" in registration.method_for(np.zeros((3, 4)), np.zeros(3), in_axes=(1, None)).reason
         assert registration.method_for(np.zeros((3, 4)), np.zeros(3), in_axes=(-1, None)).method == "sequential"
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "reason"),
+    [
+        ((4, 3), 0, PROVEN),
+        ((3, 4), 1, PROVEN),
+        ((3, 4), -1, PROVEN),
+        ((4, 3), -2, PROVEN),
+        (
+            (4, 2),
+            0,
+            (
+                "auto is sequential: the mapped argument 'args.0' has shape (2,) and takes (..., 3), so the schema "
+                "does not let it take a leading dimension"
+            ),
+        ),
+    ],
+    ids=["axis 0", "axis 1", "axis -1", "axis -2", "another size than it takes"],
+)
+def test_registered_method_for_sees_one_element(shape, axis, reason):
+    """A bind may break its schema, which no one checks before."""
+    with made("register", COMBINE, "auto", schema=[ArraySpec((..., 3)), ANY]) as foreign:
+        registration = batchrules.registered(foreign.primitive)
+        assert registration.method_for(np.zeros(shape), np.zeros(3), in_axes=(axis, None)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "text"),
+    [
+        ((2, None), r"there is no axis 2 in an operand of shape \(4, 3\)"),
+        ((-3, None), r"there is no axis -3 in an operand of shape \(4, 3\)"),
+        ((0,), r"in_axes needs an axis or None for each of the 2 operands; got \(0,\)"),
+        (0, "in_axes needs an axis or None for each of the 2 operands; got 0"),
+        ((0, 0), r"the mapped axes must have one size; got \[3, 4\]"),
+        ((None, None), "the mapped axes must have one size; got none mapped"),
+    ],
+    ids=str,
+)
+def test_registered_method_for_refuses(in_axes, text):
+    with made("register", COMBINE, "auto") as foreign, pytest.raises(ValueError, match=text):
+        batchrules.registered(foreign.primitive).method_for(np.zeros((4, 3)), np.zeros(3), in_axes=in_axes)

@@ -287,8 +287,8 @@ class TestGroups:
 class TestPace:
     """The rule for the size of a group, with given times."""
 
-    def pace(self, element, submit=1e-5, *, workers=8, limit=None):
-        pace = Pace(workers, limit)
+    def pace(self, element, submit=1e-5, *, workers=8, limit=None, weight=0):
+        pace = Pace(workers, limit, weight)
         pace.submitted(submit)
         pace.finished(1, element)
         return pace
@@ -339,6 +339,28 @@ class TestPace:
         assert (pace.room(), pace.patience()) == (64, 2e-3)
         pace.waited()
         assert (pace.room(), pace.patience()) == (100, None)
+
+    def test_more_patience_while_nothing_comes_back(self):
+        pace = Pace(None, None)
+        for room, patience in ((64, 2e-3), (128, 8e-3), (256, 32e-3)):
+            assert (pace.room(), pace.patience()) == (room, patience)
+            pace.waited()
+
+    def test_an_element_that_lasts_longer_is_believed_by_and_by(self):
+        pace = self.pace(1e-5)
+        pace.finished(1, 1.0)
+        assert pace.size(1_000_000) == round(200 / 1.1)
+
+    @pytest.mark.parametrize(("weight", "size"), [(0, 200), (8, 200), (1 << 16, 8), (1 << 19, 1), (1 << 30, 1)])
+    def test_results_of_a_task_are_no_larger_than_half_a_megabyte(self, weight, size):
+        assert self.pace(1e-5, weight=weight).size(1_000_000) == size
+
+    @pytest.mark.parametrize(
+        ("workers", "limit", "weight", "room"),
+        [(8, None, 1 << 18, 32), (8, None, 1 << 19, 9), (8, 4, 1 << 19, 4), (None, None, 1 << 19, 64)],
+    )
+    def test_large_results_do_not_pile_up(self, workers, limit, weight, room):
+        assert Pace(workers, limit, weight).room() == room
 
 
 class TestThreads:
@@ -391,10 +413,14 @@ class TestNested:
         assert run(Dispatch(2), outer, 4) == {i: 10 * i for i in range(4)}
         assert sum(threads.tasks) == 20
 
-    def test_a_thread_is_free_again_after_its_task(self, threads):
-        run(Dispatch(threads), dispatched.square)
-        run(Dispatch(threads), dispatched.square)
-        assert sum(threads.tasks) == 40
+    def test_a_thread_is_free_again_after_its_task(self):
+        def own_threads():
+            return set(run(Dispatch(2), lambda _: threading.current_thread()).values())
+
+        with ThreadPoolExecutor(1) as pool:
+            run(Dispatch(pool), dispatched.square)
+            thread = pool.submit(threading.current_thread).result()
+            assert thread not in pool.submit(own_threads).result()
 
     def test_threads_inside_another_process(self):
         task = travelled(Task(dispatched.threads_inside, [8], Link(()), keep_going=False))
@@ -492,6 +518,74 @@ class TestFailures:
 
         outcomes, _ = perform(Task(call, range(9), link, keep_going=True))
         assert [value for value, _ in outcomes] == [0, 1]
+
+    def test_stop_all_groups(self):
+        links = []
+
+        class Here(Executor):
+            def submit(self, fn, task, /):
+                links.append(task.link)
+                future = Future()
+                future.set_result(fn(task))
+                return future
+
+        with pytest.raises(dispatched.OddError):
+            Dispatch(Here()).run(Job(dispatched.odd_fails, range(9), 9, Batch().settle, stop, keep_going=False))
+        assert links
+        assert all(link.stopped for link in links)
+
+    def test_cancel_the_newest_first(self):
+        """Or the workers would start the next while the one before is cancelled."""
+        cancelled = []
+
+        class Queued(Future):
+            def __init__(self, number):
+                super().__init__()
+                self.number = number
+
+            def cancel(self):
+                cancelled.append(self.number)
+                return super().cancel()
+
+        class LastFirst(Executor):
+            def submit(self, fn, task, /):
+                (number,) = task.payloads
+                future = Queued(number)
+                if number == 5:
+                    future.set_result(fn(task))
+                return future
+
+        job = Job(dispatched.odd_fails, [0, 2, 4, 5], 4, Batch().settle, stop, keep_going=False)
+        with pytest.raises(dispatched.OddError):
+            Dispatch(LastFirst()).run(job)
+        assert cancelled == [4, 2, 0]
+
+    def test_wait_for_what_runs_elsewhere(self):
+        failed, ended = threading.Event(), []
+
+        def elsewhere(future):
+            failed.wait(WAIT)
+            time.sleep(0.1)
+            ended.append(future)
+            future.set_result(([(0, None)], 0.0))
+
+        class OneElsewhere(Executor):
+            def submit(self, fn, task, /):
+                future = Future()
+                future.set_running_or_notify_cancel()
+                if task.payloads == [1]:
+                    future.set_result(fn(task))
+                else:
+                    threading.Thread(target=elsewhere, args=[future]).start()
+                return future
+
+        def stops(_, error):
+            failed.set()
+            raise error
+
+        with pytest.raises(dispatched.OddError):
+            Dispatch(OneElsewhere()).run(Job(dispatched.odd_fails, [0, 1], 2, Batch().settle, stops, keep_going=False))
+        assert len(ended) == 1
 
     @pytest.mark.parametrize("executor", [None, 2, "pool"])
     def test_of_the_payloads(self, threads, executor):

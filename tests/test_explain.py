@@ -10,7 +10,7 @@ import pytest
 
 import batchrules
 from batchrules import ArraySpec, explain, host_call
-from batchrules._explain_count import Count
+from batchrules._explain_count import Count, counted
 
 ROW = jax.ShapeDtypeStruct((3,), "float64")
 NUMBER = jax.ShapeDtypeStruct((), "float64")
@@ -314,6 +314,28 @@ def test_counts_in_words(count, text):
     assert str(count) == text
 
 
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1, "1 call"),
+        (0, "0 calls"),
+        (Count(1, 1), "1 call"),
+        (Count(0, 1), "at most 1 call"),
+        (Count(1, 3), "1 to 3 calls"),
+        (Count(1, None), "at least 1 calls"),
+    ],
+    ids=str,
+)
+def test_things_that_are_counted(count, text):
+    assert counted(count, "call") == text
+
+
+def test_an_empty_batch_in_a_loop_of_any_length_makes_no_call():
+    f = jax.vmap(norm())
+    report = explain(lambda x: jax.lax.while_loop(lambda y: y < 5.0, lambda y: y + f(XS[:0] * y).sum(), x), 1.0)
+    assert set(report.total.counts) == {Count(0, 0)}
+
+
 # --- hints -----------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +373,7 @@ def test_hint_schema():
     assert not hinted(explain(jax.vmap(documented(schema=SPECS)), XS), SCHEMA)
     assert not hinted(explain(jax.vmap(norm(method="sequential")), XS), SCHEMA)
     assert not hinted(explain(norm(method="auto"), X), SCHEMA)
+    assert not hinted(explain(jax.vmap(norm(method="auto")), XS[:1]), SCHEMA)
 
 
 EXECUTOR = "executor=8 would call them on 8 threads"
@@ -358,7 +381,8 @@ EXECUTOR = "executor=8 would call them on 8 threads"
 
 def test_hint_executor():
     assert hinted(explain(jax.vmap(norm(method="sequential")), XS), EXECUTOR) == ["1"]
-    assert not hinted(explain(jax.vmap(norm(method="sequential")), XS[:4]), EXECUTOR)
+    assert hinted(explain(jax.vmap(norm(method="sequential")), XS[:8]), EXECUTOR) == ["1"]
+    assert not hinted(explain(jax.vmap(norm(method="sequential")), XS[:7]), EXECUTOR)
     assert not hinted(explain(jax.vmap(norm(method="sequential", executor=2)), XS), EXECUTOR)
     assert not hinted(explain(jax.vmap(norm(method="sequential", allow_jax=True)), XS), EXECUTOR)
     assert not hinted(explain(jax.vmap(norm()), XS), EXECUTOR)
@@ -371,7 +395,9 @@ def test_hint_copies():
     big = jnp.ones(1000)
     program = jax.vmap(norm(), (0, None))
     assert hinted(explain(program, XS, big), COPIES) == ["1"]
-    assert not hinted(explain(program, XS, X), COPIES)
+    few_bytes, small_share = (XS, jnp.ones(30)), (jnp.ones((100, 3000)), big)
+    assert not hinted(explain(program, *few_bytes), COPIES)
+    assert not hinted(explain(program, *small_share), COPIES)
     assert not hinted(explain(jax.vmap(norm(method="expand_dims"), (0, None)), XS, big), COPIES)
 
 

@@ -245,6 +245,16 @@ def test_the_step_is_of_what_moves_beside_a_coarser_dtype(method):
     assert_close(jnp.diagonal(by_y), jnp.sin(x).astype("float64") * jnp.exp(X), 1e-8, 1e-8)
 
 
+@every_method
+@every_scheme
+def test_the_step_beside_zero(scheme, method):
+    """It is relative to 1 where an argument is smaller."""
+    f = by_differences(np.exp, scheme=scheme, method=method)
+    for size in (0.0, 1e-12, 1e-3):
+        x = size * jnp.array([1.0, -2.0, 0.0])
+        assert_close(jnp.diagonal(jax.jacfwd(f)(x)), jnp.exp(x), 1e-7)
+
+
 def test_each_element_has_a_step_of_its_own():
     f = by_differences(lambda x: np.sin(x / 1e6) + x * 0, jax.ShapeDtypeStruct((), "float64"))
     x = jnp.array([1e6, 1.0, -3e6])
@@ -348,6 +358,48 @@ def test_masks_of_where(scheme, method):
     assert_close(jax.jit(jax.jacrev(jax.vmap(masked)))(x), jnp.diag(wanted), 1e-6)
     for place in (1.0, -2.0):
         assert_close(jax.grad(masked)(place), jnp.asarray(-1.0 if place > 0 else -4.0), 1e-6)
+
+
+@every_method
+@every_scheme
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_masked_element_is_zero_whatever_its_argument(scheme, method, bad):
+    f = by_differences(np.sin, jax.ShapeDtypeStruct((), "float64"), scheme, method=method, verify=False)
+    x = jnp.array([1.0, bad, 2.0])
+    slopes = jax.vmap(lambda m, x: jax.jvp(lambda x: f.where(m, x), (x,), (1.0,))[1])(jnp.isfinite(x), x)
+    assert_close(slopes, jnp.array([jnp.cos(1.0), 0.0, jnp.cos(2.0)]), 1e-7)
+
+
+class Exponential:
+    """Writes each result where the one before was."""
+
+    def __init__(self):
+        self.buffers = {}
+
+    def __call__(self, x):
+        return np.exp(x, out=self.buffers.setdefault((x.shape, x.dtype), np.empty_like(x)))
+
+
+@every_method
+@every_scheme
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_function_that_uses_its_buffer_again(scheme, method, jit):
+    f = by_differences(Exponential(), scheme=scheme, method=method, verify=False)
+    program = lambda xs: jax.jvp(jax.vmap(f), (xs,), (jnp.ones_like(xs),))[1]  # noqa: E731
+    xs = jnp.stack([X, 2 * X])
+    assert_close((jax.jit(program) if jit else program)(xs), jnp.exp(xs), 1e-7)
+
+
+@every_method
+@every_scheme
+def test_a_function_that_writes_into_its_argument(scheme, method):
+    def writes(x):
+        x += 1
+        return x
+
+    f = by_differences(writes, scheme=scheme, method=method)
+    with pytest.raises(batchrules.ReadOnlyArgumentError, match="writes into one of its arguments"):
+        jax.jvp(f, (X,), (X,))
 
 
 def test_an_empty_batch_makes_no_call():
@@ -469,6 +521,12 @@ def test_plain_jvp(scheme):
 
 
 @every_scheme
+def test_plain_jvp_of_a_function_that_uses_its_buffer_again(scheme):
+    slopes = finite_difference(Exponential(), scheme).jvp((np.asarray(X),), (np.ones(3),))
+    assert_close(slopes, np.exp(X), 1e-7)
+
+
+@every_scheme
 def test_plain_jacobian(scheme):
     args = np.asarray(X), np.asarray(S)
     jacobian = finite_difference(smooth, scheme).jacobian
@@ -533,7 +591,7 @@ def test_second_derivatives_are_an_error():
 
 
 def no_negative(x):
-    if (x < 0).any():
+    if (x.real < 0).any():
         raise ValueError("x must not be negative")
     return np.sqrt(x)
 
@@ -547,9 +605,10 @@ def test_a_failure_names_the_element(executor):
     assert any("no_negative' (finite difference) failed at element (1,)" in note for note in failure.value.__notes__)
 
 
+@pytest.mark.parametrize("scheme", ["central", "complex_step"])
 @pytest.mark.parametrize(("derivative", "place"), [(jax.grad, r"\(1,\)"), (jax.jacfwd, r"\(1, 0\)")])
-def test_a_failure_can_be_a_nan(derivative, place):
-    f = by_differences(no_negative, jax.ShapeDtypeStruct((), "float64"), on_error="nan")
+def test_a_failure_can_be_a_nan(derivative, place, scheme):
+    f = by_differences(no_negative, jax.ShapeDtypeStruct((), "float64"), scheme, on_error="nan")
     with pytest.warns(batchrules.FailedElementsWarning, match=rf"1 of 3 elements failed: {place}"):
         slopes = jax.jit(jax.vmap(derivative(f)))(jnp.array([1.0, -1.0, 4.0]))
     assert_close(slopes, jnp.array([0.5, jnp.nan, 0.25]), 1e-8)

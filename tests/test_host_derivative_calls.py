@@ -149,6 +149,27 @@ def test_a_tangent_leads_like_its_argument_and_a_needed_argument_with_the_batch(
     assert pulled.logs["vjp"].given == [reverse]
 
 
+LED_BY_EACH_OTHER = {
+    "expand_dims": ((4, 3), (4, 3), (1,), (4, 3), (4, 3)),
+    "broadcast_all": ((4, 3), (4, 3), (4,), (4, 3), (4, 3)),
+    "legacy_vectorized": ((4, 3), (4, 3), (), (4, 3), (4, 3)),
+}
+
+
+@every_vectorised
+@pytest.mark.parametrize("mapped", ["argument", "tangent"])
+def test_an_argument_and_its_tangent_lead_alike_whichever_is_mapped(method, mapped):
+    def program(f):
+        def pushed(x, y):
+            arguments = (X, y) if mapped == "tangent" else (x, y)
+            tangents = (x, Y) if mapped == "tangent" else (X, Y)
+            return jax.jvp(lambda x, y: f(x, y, S), arguments, tangents)[1]
+
+        return jax.vmap(pushed)(XS, YS)
+
+    assert calls(WAVES, method, JVP_VJP, under_jit(program)).logs["jvp"].given == [LED_BY_EACH_OTHER[method]]
+
+
 # --- what is asked for ----------------------------------------------------------------------------------------
 
 ASKED = {

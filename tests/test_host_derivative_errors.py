@@ -149,6 +149,16 @@ def test_an_endpoint_that_cannot_be_called(name):
         times(**{name: 3})
 
 
+@pytest.mark.parametrize("name", ["jvp", "vjp", "jacobian"])
+def test_outputs_that_are_passed_to_an_endpoint_and_to_its_own(name):
+    """Its own endpoints would be given either outputs, the call's or the endpoint's."""
+    endpoint = batchrules.host_call(np.cos, lambda x: x, pass_outputs=True, jvp=times_jvp)
+    with pytest.raises(ValueError, match=f"pass_outputs=True, and so has the {name} endpoint"):
+        batchrules.host_call(np.sin, lambda x: x, pass_outputs=True, **{name: endpoint})
+    batchrules.host_call(np.sin, lambda x: x, **{name: endpoint})
+    batchrules.host_call(np.sin, lambda x: x, pass_outputs=True, **{name: endpoint.replace(pass_outputs=False)})
+
+
 def test_arrays_by_keyword_stand_at_their_place():
     f = times(jvp=times_jvp, vjp=times_vjp)
     assert_close(jax.grad(lambda x, y: f(y=y, x=x).sum(), (0, 1))(X, Y), (Y, X))

@@ -52,6 +52,25 @@ def test_rows_of_zeros_make_no_call_when_skipped(endpoint, skip_zero):
     assert counts == [endpoint] * ROWS[endpoint, skip_zero]
 
 
+@pytest.mark.parametrize("endpoint", ["vjp", "jvp"])
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_single_zero_makes_no_call_when_skipped(endpoint, way):
+    counts = []
+    f = squares(counts, skip_zero=True)
+    x = jnp.arange(1.0, 1 + INPUTS)
+    if endpoint == "vjp":
+        derivative = way(lambda x, ct: jax.vjp(f, x)[1](ct)[0])
+        zero, one, wanted = jnp.zeros(OUTPUTS), jnp.ones(OUTPUTS), MATRIX.sum(0) * 2 * x
+    else:
+        derivative = way(lambda x, t: jax.jvp(f, (x,), (t,))[1])
+        zero, one, wanted = jnp.zeros(INPUTS), jnp.ones(INPUTS), MATRIX @ (2 * x)
+    for _ in range(2):
+        assert_close(derivative(x, zero), jnp.zeros_like(wanted))
+    assert counts == []
+    assert_close(derivative(x, one), wanted)
+    assert counts == [endpoint]
+
+
 def test_a_row_that_is_zero_in_one_output_only_is_not_skipped():
     endpoints = Endpoints(WAVES, "sequential")
     f = endpoints.host_call(GIVEN["jvp, vjp"], verify=False, skip_zero=True)

@@ -52,6 +52,18 @@ def test_every_method(name, method, twin_results):
     assert_close(jax.jit(lambda: FIRST[name](f))(), twin_results[name])
 
 
+@every_method
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_one_gradient_of_those_that_are_mapped_and_those_that_are_not(number, method):
+    """jax.jit drops the others, which have other axes."""
+
+    def gradient(f):
+        return jax.grad(total(by_x(f)), (0, 1, 2))(XS, Y, S)[number]
+
+    f = Endpoints(WAVES, method).host_call(GIVEN["jvp, vjp"])
+    assert_close(jax.jit(lambda: gradient(f))(), gradient(WAVES.twin))
+
+
 @every_given
 @pytest.mark.parametrize("method", ["sequential", "expand_dims"])
 @pytest.mark.parametrize("name", ["vmap of grad", "jacrev of vmap"])

@@ -13,6 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 
 import batchrules
 
@@ -329,10 +330,11 @@ def test_result_of_another_structure(method, way, result, promised, got):
 
 @pytest.mark.parametrize("way", ["eager", "jit"])
 @pytest.mark.parametrize("method", METHODS)
-def test_result_of_another_dtype(method, way):
-    call = jax.vmap(make(lambda x: x.astype("float32"), F64, method=method, name="step"))
+@pytest.mark.parametrize("dtype", ["float32", "int64", "complex128"])
+def test_result_of_another_dtype(method, way, dtype):
+    call = jax.vmap(make(lambda x: x.astype(dtype), F64, method=method, name="step"))
     text = error_of(call, way, XS)
-    assert "the result has dtype float32, but result_shape promises float64" in text
+    assert f"the result has dtype {dtype}, but result_shape promises float64" in text
     assert "result.astype('float64')" in text
 
 
@@ -410,7 +412,7 @@ def test_python_number_that_fits(value, dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("way", ["eager", "jit", "vmap", "jit vmap", "nested vmap"])
+@pytest.mark.parametrize("way", ["eager", "jit", "vmap", "jit vmap", "nested vmap", "vmap where"])
 def test_function_that_writes_into_its_argument(way, method):
     def writes(x, y):
         y += 1
@@ -419,6 +421,8 @@ def test_function_that_writes_into_its_argument(way, method):
     call = make(writes, F64, method=method)
     if way == "nested vmap":
         function, args = jax.vmap(jax.vmap(call, in_axes=(0, None))), (np.ones((2, 3)), np.ones(2))
+    elif way == "vmap where":
+        function, args = jax.vmap(call.where), (np.array([True, False, True]), XS[:3], XS[:3].copy())
     else:
         function = {"eager": call, "jit": jax.jit(call)}.get(way, jax.vmap(call))
         function = jax.jit(function) if way == "jit vmap" else function
@@ -426,6 +430,22 @@ def test_function_that_writes_into_its_argument(way, method):
     kind = jax.errors.JaxRuntimeError if "jit" in way else batchrules.ReadOnlyArgumentError
     with raises(kind, "host_call 'writes' writes into one of its arguments", "x = x.copy()"):
         jax.block_until_ready(function(*args))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_function_that_writes_into_an_argument_whose_memory_is_in_another_order(method):
+    """Its mapped axes cannot be merged without a copy, which is read-only as the argument is."""
+
+    def writes(x):
+        x += 1
+        return x
+
+    call = jax.vmap(jax.vmap(make(writes, lambda x: x, method=method)))
+    turned = Format(Layout((2, 1, 0)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    xs = jax.device_put(np.arange(24.0).reshape(2, 3, 4), turned)
+    assert not np.asarray(xs).flags.c_contiguous
+    with raises(batchrules.ReadOnlyArgumentError, "host_call 'writes' writes into one of its arguments"):
+        call(xs)
 
 
 @pytest.mark.parametrize("mapped", [True, False])

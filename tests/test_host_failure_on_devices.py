@@ -216,6 +216,18 @@ def test_failure_inside_a_shard_map_without_a_later_collective(axis_names):
     assert out.endswith("Simulator: in a shard\nusable\n")
 
 
+def test_a_failure_is_told_to_the_devices_that_hold_other_data():
+    """And not only to those that share the data of the failed call."""
+    out = run("""
+        mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+        solve = jax.vmap(raising(Simulator("in one part"), lambda x: x == 0))
+        print(failure(jax.jit(lambda xs: solve(xs).sum()), on(mesh, P("a"))))
+        usable()
+        print("usable")
+    """)
+    assert out.endswith("Simulator: in one part\nusable\n")
+
+
 def test_one_device_fails_with_the_original_eagerly_and_its_text_last_under_jit():
     out = run("""
         solve = raising(Simulator("the reactor is empty"))

@@ -259,6 +259,11 @@ class TestOpen:
         lie = LIES["a batch dimension ignored"]
         assert "differs" in error_of(way, jax.vmap(lie.call(method)), XS[:4], np.array([1.0, 2.0, 3.0, 1.0]))
 
+    def test_arguments_that_vary_in_elements_of_their_own(self, method, way):
+        function = jax.vmap(host_call(lambda x, w: w + (x[0] if x.ndim else x), F64, method=method))
+        text = error_of(way, function, np.array([1.0, 5.0, 1.0, 1.0]), np.array([1.0, 1.0, 5.0, 1.0]))
+        assert "of element 1 differs" in text
+
     def test_trust_in_one_argument_mapped_is_not_trust_in_both(self, method, way):
         lie = LIES["a batch dimension ignored"]
         call = lie.call(method)
@@ -321,6 +326,13 @@ class TestCost:
         )
         assert counted.shapes.total() == 3
         assert counted.shapes[(3,), (3,)] == 2
+
+    def test_arguments_that_vary_in_turn_are_checked_once_each(self, method, way):
+        counted = Counted(np.add)
+        function = jax.vmap(host_call(counted, F64, method=method))
+        for x, w in ((XS, np.ones(6)), (np.ones(6), XS)) * 3:
+            np.testing.assert_array_equal(result_of(way, function, x, w), x + w)
+        assert counted.shapes == {((6,), (6,)): 6, ((), ()): 4}
 
     def test_without_there_are_no_calls_more(self, method, way):
         counted = Counted(double)
@@ -459,6 +471,12 @@ class TestTolerance:
     def test_more_than_that_is(self, method, dtype, relative):
         with pytest.raises(BatchContractError, match="verify=1e-2 makes it wider"):
             off_by(relative, dtype)(method=method)(XS.astype(dtype))
+
+    @pytest.mark.parametrize("method", ["expand_dims", "legacy_vectorized"])
+    def test_a_large_unmapped_argument_excuses_nothing(self, method):
+        function = host_call(lambda x, _: 2 * x if x.ndim == 0 else 2 * x * (1 + 1e-5), F64, method=method)
+        with pytest.raises(BatchContractError):
+            jax.vmap(function, (0, None))(XS, 1e9)
 
     def test_a_number_is_the_relative_tolerance(self):
         make = off_by(5e-3)

@@ -456,6 +456,27 @@ def test_counts_of_derivative_calls(method):
     assert log.sizes == []
 
 
+@pytest.mark.parametrize("method", ["expand_dims", "legacy_vectorized"])
+@pytest.mark.parametrize("endpoint", ["vjp", "jacobian"])
+def test_an_unmapped_argument_whose_cotangent_is_needed_leads_with_the_elements_that_remain(method, endpoint):
+    given = []
+
+    def vjp(args, cotangent, needed):
+        return tuple(cotangent * block for block in jacobian(args, needed))
+
+    def jacobian(args, needed):
+        del needed
+        given.append([x.shape for x in args])
+        return args[::-1]
+
+    endpoints = {"vjp": vjp} if endpoint == "vjp" else {"jacobian": jacobian}
+    call = host_call(lambda w, x: w * x, F64, method=method, verify=False, **endpoints)
+    mask, xs = np.array([True, False, True, True]), jnp.arange(1.0, 5.0)
+    gradient = jax.grad(lambda w, xs: jax.vmap(call.where, (0, None, 0))(mask, w, xs).sum(), (0, 1))(2.0, xs)
+    assert_close(gradient, (jnp.asarray(8.0), jnp.where(mask, 2.0, 0.0)))
+    assert given == [[(3,), (3,)]]
+
+
 def test_outputs_that_are_passed_are_those_of_the_elements_that_remain():
     seen = []
 

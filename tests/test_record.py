@@ -162,6 +162,15 @@ def test_a_check_of_the_elements_of_a_mask_has_their_indices():
     ]  # fmt: skip
 
 
+def test_a_check_of_a_later_chunk_has_its_indices():
+    """The elements of the first one are equal, so it proves nothing."""
+    xs = np.stack([XS[0], XS[0], XS[1], XS[2]])
+    found, _ = logged(over_rows(made("expand_dims", verify=True, batch_size=2)), xs, WEIGHTS)
+    assert facts(found, "purpose", "first", "last") == [
+        ("batch", (0,), (1,)), ("batch", (2,), (3,)), ("check", (2,), (2,)), ("check", (3,), (3,)),
+    ]  # fmt: skip
+
+
 def test_python_numbers_and_none_have_the_bytes_that_they_stand_for():
     def parts(x):
         return 1.5, np.float32(x[0])

@@ -61,6 +61,47 @@ def test_a_summary_counts(log):
     assert known["inside"] <= known["wall"]
 
 
+def like(log, **changes):
+    """The first call of a log, but for this."""
+    return replace(log.calls[0], **changes)
+
+
+def test_a_summary_of_known_calls(log):
+    calls = [like(log, duration=i / 100, bytes_in=i, bytes_out=2) for i in range(1, 101)]
+    (row,) = summarised(calls, 1.0).rows
+    assert (row.p50, row.p95, row.max) == pytest.approx((0.505, 0.9505, 1.0))
+    assert (row.bytes_in, row.bytes_out) == (5050, 200)
+
+
+def test_the_time_inside_is_counted_once(log):
+    """Two workers at the same time, one within itself, and a pause."""
+    spans = [("a", 0, 2), ("a", 0.5, 1), ("b", 1, 2), ("a", 5, 1)]
+    calls = [like(log, worker=worker, start=start, duration=duration) for worker, start, duration in spans]
+    summary = summarised(calls, 10.0)
+    assert (summary.inside, summary.share, summary.concurrency) == pytest.approx((4, 0.4, 5 / 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"duration": 1e-6}, "1.00 µs"),
+        ({"duration": 999.4e-6}, "999 µs"),
+        ({"duration": 999.6e-6}, "1.00 ms"),
+        ({"duration": 0.9996}, "1.00 s"),
+        ({"duration": 999.6}, "1000 s"),
+        ({"bytes_in": 999}, "999 B"),
+        ({"bytes_in": 1000}, "1.00 kB"),
+        ({"bytes_in": 999_400}, "999 kB"),
+        ({"bytes_in": 999_600}, "1.00 MB"),
+        ({"bytes_out": 12_345_678_901}, "12.3 GB"),
+        ({"bytes_out": 10**21}, "1000000 PB"),
+    ],
+    ids=str,
+)
+def test_numbers_have_three_digits(log, changes, text):
+    assert f" {text} " in str(summarised([like(log, **changes)], 1.0)).splitlines()[1]
+
+
 def test_a_summary_is_a_table(log):
     lines = str(log.summary()).splitlines()
     assert lines[0].split() == ["function", "endpoint", "calls", "elements", "p50", "p95", "max", "in", "out", "failed"]
@@ -126,6 +167,10 @@ def test_calls_of_two_workers_of_one_name_do_not_cross_in_a_trace(log):
     found = lanes([replace(log.calls[0], worker="w", start=start, duration=end - start) for start, end in spans])
     drawn = {name: [(c.start, c.start + c.duration) for c in of_lane] for name, of_lane in found.items()}
     assert drawn == {"w": [(0, 10), (1, 2), (3, 5), (12, 13)], "w (2)": [(4, 6), (7, 12)]}
+
+
+def test_calls_that_follow_each_other_at_once_share_a_lane(log):
+    assert len(lanes([like(log, worker="w", start=start, duration=1) for start in range(3)])) == 1
 
 
 def test_pandas(log):

@@ -444,6 +444,16 @@ def test_an_output_without_a_lead(method):
     batchrules.unregister(primitive)
 
 
+@pytest.mark.parametrize("method", VECTORISED)
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_an_output_of_another_dtype(method, batch_size):
+    primitive = single("narrow", lambda x: x if x.ndim == 1 else x.astype("float32"))
+    batchrules.register(primitive, method, batch_size=batch_size)
+    with pytest.raises(BatchContractError, match=r"and dtype float32: expected \([34], 3\).* and float64"):
+        jax.vmap(primitive.bind)(jnp.asarray(X))
+    batchrules.unregister(primitive)
+
+
 REFUSED = [
     (("method",), {}, ValueError, r"register\('power'\): unknown method 'method'\. Choose one of 'sequential', 'seq"),
     ((None,), {}, ValueError, r"register\('power'\): no method for jax\.vmap was given \(method=None\)"),

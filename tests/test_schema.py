@@ -93,7 +93,9 @@ def test_shapes_that_are_refused(shape, error, text):
 
 
 def test_numpy_integers_are_dimensions():
-    assert ArraySpec((np.int64(3), None)).takes((3, 4))
+    spec = ArraySpec((np.int64(3), None))
+    assert spec.takes((3, 4))
+    assert list(map(type, spec.shape)) == [int, type(None)]
 
 
 def test_an_unknown_dtype_is_refused():
@@ -123,6 +125,7 @@ def test_schemas_compare_by_value():
     assert first == second
     assert hash(first) == hash(second)
     assert first != Schema({"x": ArraySpec((3,))})
+    assert first != Schema({"x": ArraySpec((3,)), "y": ArraySpec((3,))})
     assert first != {"x": ArraySpec((3,)), "y": ArraySpec()}
 
 

@@ -60,6 +60,14 @@ def test_dtypes(name, dtype):
     assert abs(float(ours) - float(twin)) <= 2e-2 * abs(float(twin))
 
 
+@pytest.mark.parametrize("name", ["max", "min"])
+@pytest.mark.parametrize("value", [False, True])
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_bools_that_are_all_equal(name, value, batch_size):
+    reduced = bmap(lambda x: x, batch_size=batch_size, reduce=name)(jnp.full(7, value))
+    assert (reduced.dtype, bool(reduced)) == (jnp.bool_, value)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_summed_in_single_precision(dtype):
     ones = jnp.ones(3000, dtype)
