@@ -30,7 +30,7 @@ Mapped = Callable[..., Any]
 
 WIDTH = 256
 BATCH_SIZE = 1024
-ROUNDS = 15
+ROUNDS = 41
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)) / 16, jnp.float32)
 
 
@@ -121,7 +121,7 @@ def forward(size: int, target: float) -> Iterator[Row]:
 def compile_seconds(functions: dict[str, Mapped], x: jax.Array) -> dict[str, float]:
     """Median times to trace and compile, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(7):
+    for _ in range(15):
         for name, function in functions.items():
             jax.clear_caches()
             start = time.perf_counter()
@@ -172,7 +172,7 @@ def many_chunks(count: int) -> Row:
     x = jnp.ones((count, 8), jnp.float32)
     ours = Compiled(bmap(jnp.sin, batch_size=1), x)
     peer = Compiled(lambda x: jax.lax.scan(lambda carry, a: (carry, jnp.sin(a)), None, x)[1], x)
-    taken = timing.median_seconds({"ours": ours.run, "peer": peer.run}, rounds=10 * ROUNDS)
+    taken = timing.median_seconds({"ours": ours.run, "peer": peer.run}, rounds=4 * ROUNDS)
     return timing.ratio_row(f"{count} chunks of one element", "lax.scan", taken["ours"], taken["peer"], 1.1)
 
 
