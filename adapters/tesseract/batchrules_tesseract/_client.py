@@ -38,7 +38,7 @@ class TesseractClient:
 
     Raises:
         TypeError: An option of the wrong type.
-        ValueError: An option out of range, a URL that is none, or no URL at all.
+        ValueError: An option out of range, a URL that is none, or no URL at all; certificates that cannot be read.
 
     Example:
         >>> from batchrules_tesseract import TesseractClient

@@ -239,4 +239,9 @@ def _tls(verify: Any) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
-    return ssl.create_default_context(cafile=None if verify is True else os.fspath(verify))
+    try:
+        return ssl.create_default_context(cafile=None if verify is True else os.fspath(verify))
+    except OSError as error:
+        raise ValueError(
+            f"verify_tls is {verify!r}, which cannot be read as a file of certificates ({error})."
+        ) from error

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import pytest
 from batchrules_tesseract import close_all
+from fake import fake_tesseract
 from tesseracts.serving import load, serve
 
 STRICT = {
@@ -17,6 +18,13 @@ for _name, _value in STRICT.items():
 
 # Few, because the machines that run this are small; two for each Tesseract that is called from many threads.
 WORKERS = {"solver": 3}
+
+
+@pytest.fixture
+def fake():
+    """A server that answers as the test tells it to."""
+    with fake_tesseract() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from batchrules_tesseract import TesseractAnswerError, TesseractClient, TesseractError, apply_tesseract
-from fake import GOOD, fake_tesseract
+from fake import GOOD
 
 from batchrules import ResultError
-
-
-@pytest.fixture
-def fake():
-    with fake_tesseract() as server:
-        yield server
 
 
 def answered(fake, **changes):

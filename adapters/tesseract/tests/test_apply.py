@@ -21,13 +21,6 @@ from twins import NUMBERS, SS, XS, call, close, twin
 
 from batchrules import BatchContractError
 
-
-@pytest.fixture
-def fake():
-    with fake_tesseract() as server:
-        yield server
-
-
 # --- vmap_method=None ------------------------------------------------------------------------------------
 
 

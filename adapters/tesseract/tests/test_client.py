@@ -33,12 +33,6 @@ X = np.arange(3.0)
 
 
 @pytest.fixture
-def fake():
-    with fake_tesseract() as server:
-        yield server
-
-
-@pytest.fixture
 def nobody():
     """An address where nothing listens."""
     return f"http://127.0.0.1:{free_port()}"
@@ -442,11 +436,13 @@ def test_many_threads(solver):
         ({"input_folder": "/nowhere"}, ValueError, "encoding='binref'"),
         ({"headers": "X: y"}, TypeError, "headers"),
         ({"verify_tls": 3}, TypeError, "verify_tls"),
+        ({"verify_tls": "/nowhere.pem"}, ValueError, "verify_tls is '/nowhere.pem'.*No such file"),
+        ({"verify_tls": __file__}, ValueError, "verify_tls is .*test_client.py.*certificate"),
     ],
 )
 def test_a_bad_option(options, kind, text):
     with pytest.raises(kind, match=text):
-        TesseractClient("localhost:8000", **options)
+        TesseractClient("https://localhost:8000", **options)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,8 @@ from batchrules_tesseract import (
     TesseractInputError,
     TesseractServerError,
 )
-from fake import fake_tesseract
 
 X = np.arange(3.0)
-
-
-@pytest.fixture
-def fake():
-    with fake_tesseract() as server:
-        yield server
 
 
 @pytest.fixture

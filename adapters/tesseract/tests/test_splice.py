@@ -8,7 +8,6 @@ import pybase64
 import pytest
 from batchrules_tesseract import TesseractAnswerError, TesseractClient
 from batchrules_tesseract._splice import LONG, LongTexts, Parsed
-from fake import fake_tesseract
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,12 +20,6 @@ ENCODED = {
     "dtype": "float64",
     "data": {"buffer": pybase64.b64encode_as_string(NUMBERS), "encoding": "base64"},
 }
-
-
-@pytest.fixture
-def fake():
-    with fake_tesseract() as server:
-        yield server
 
 
 def test_long_texts_stand_where_their_markers_were():
