@@ -6,6 +6,7 @@ gradient is that of the sum of squared results; with "checkpoint", `lax.map` map
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import statistics
@@ -121,6 +122,8 @@ def forward(size: int, target: float) -> Iterator[Row]:
 def compile_seconds(functions: dict[str, Mapped], x: jax.Array) -> dict[str, float]:
     """Median times to trace and compile, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
+    gc.collect()
+    gc.freeze()  # what the peers' packages have imported, which the collector would walk through at any moment
     for _ in range(15):
         for name, function in functions.items():
             jax.clear_caches()
