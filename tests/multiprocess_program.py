@@ -63,8 +63,11 @@ class Way:
 
     def run(self, function):
         """The result for the elements from 0 to 7, two on each device."""
+        return self.run_compiled(self.program(function))
+
+    def run_compiled(self, program):
         spread = jax.make_array_from_callback(XS.shape, NamedSharding(self.mesh, P("x")), XS.__getitem__)
-        return jax.block_until_ready(self.program(function)(spread))
+        return jax.block_until_ready(program(spread))
 
 
 def success(way, square, function):
@@ -79,6 +82,17 @@ def failure(way, square):
     except Exception as error:  # noqa: BLE001  # the test looks at it
         return {"error": str(error), "given": sorted(square.given)}
     return {"error": None}
+
+
+def failures(way, square, *bad):
+    """The failures of one program, one for each element that is bad in its turn."""
+    program, errors = way.program(square.host_call()), []
+    for square.bad in bad:
+        try:
+            way.run_compiled(program)
+        except Exception as error:  # noqa: BLE001  # the test looks at it
+            errors.append(str(error))
+    return {"errors": errors}
 
 
 def results():
@@ -99,6 +113,7 @@ def results():
             yield f"{name}, bad {bad}", failure(ways[name], Square(bad))
         square = Square()
         yield f"{name}, after", success(ways[name], square, square.host_call())
+    yield "explicit, bad 1, then 5", failures(ways["explicit"], Square(), 1, 5)
 
 
 def main():

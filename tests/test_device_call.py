@@ -334,3 +334,11 @@ def test_it_can_be_lowered_and_compiled_ahead_of_time():
     compiled = jax.jit(jax.vmap(call)).lower(jax.ShapeDtypeStruct((4, 3), "float64")).compile()
     np.testing.assert_array_equal(compiled(X), 2 * X)
     assert jax.eval_shape(jax.vmap(call), X).shape == (4, 3)
+
+
+@pytest.mark.parametrize(("method", "loops"), [("sequential", 2), ("sequential_unrolled", 0)])
+def test_loops_in_the_program(method, loops):
+    """One for each mapped axis, or none where they are unrolled."""
+    call = device_call(jnp.sin, method=method)
+    program = jax.jit(jax.vmap(jax.vmap(call))).lower(X).as_text()
+    assert program.count("stablehlo.while") == loops

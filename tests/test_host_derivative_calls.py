@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from compositions import SS, XS, YS, S, X, Y, by_x, nest
+from compositions import SS, XS, YS, S, X, Y, assert_close, by_x, nest
 from host_derivatives import ROOTS, WAVES
 from host_endpoints import GIVEN, VECTORISED, Endpoints
 
@@ -218,6 +218,18 @@ ASKED = {
 def test_an_endpoint_is_asked_for_what_is_used(name):
     program, wanted = ASKED[name]
     assert calls(WAVES, "expand_dims", JVP_VJP, under_jit(program)).asked == [wanted]
+
+
+@pytest.mark.parametrize("method", ["sequential", "expand_dims"])
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_one_gradient_of_a_batch_is_used(used, method):
+    """Each element has a gradient of its own in x; those in y and s are sums over the batch."""
+
+    def gradient(f):
+        return jax.grad(summed(by_x(f)), (0, 1, 2))(XS, Y, S)[used]
+
+    endpoints = calls(WAVES, method, JVP_VJP, lambda f: assert_close(under_jit(gradient)(f), gradient(WAVES.twin)))
+    assert {needed for _, (_, needed) in endpoints.asked} == {tuple(i == used for i in range(3))}
 
 
 def test_a_jacobian_is_asked_for_the_arguments_in_use():

@@ -119,6 +119,14 @@ def test_a_failure_raises_in_both(results, way, bad, caller, place):
     assert "failed in the process that called it" in texts[1 - caller]
 
 
+def test_a_failure_in_the_other_process_is_not_taken_for_an_old_one_of_its_own(results):
+    """One program fails in the first process, and later in the second."""
+    texts = [result["explicit, bad 1, then 5"]["errors"] for result in results]
+    for caller, bad in enumerate((1, 5)):
+        assert f"SolverError: no convergence at {bad}" in texts[caller][caller]
+        assert "failed in the process that called it" in texts[1 - caller][caller]
+
+
 @pytest.mark.parametrize("way", ["auto", "explicit"])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_both_go_on_after_it(results, process, way):

@@ -63,6 +63,14 @@ LIES = {
         lambda x: x + (np.arange(len(x)) == len(x) - 1)[:, None] if x.ndim == 2 and len(x) > 1 else x, V64, (X,),
         "only the last element of a batch is wrong",
     ),
+    "only elements that are equal": (
+        lambda x: x + 1 if x.ndim == 2 and len(np.unique(x, axis=0)) < len(x) else x, V64, (X,),
+        "only a batch of equal elements is wrong",
+    ),
+    "only as many elements as an array has numbers": (
+        lambda x: x + 1 if x.ndim == 2 and len(x) == 5 else x, jax.ShapeDtypeStruct((5,), "float64"),
+        (np.arange(5.0),), "the elements of a batch come out differently than on their own",
+    ),
     "twice the batch": (lambda x: 2 * x if x.ndim == 2 else x, V64, (X,), "2 times what one-element calls give"),
 }  # fmt: skip
 
@@ -73,6 +81,18 @@ def test_lie_about_a_batch(function, result, args, cause):
     assert len(error.disagreements) == 1, str(error)
     assert cause in causes(error)[0]
     assert cause in str(error)
+
+
+@pytest.mark.parametrize("method", ["sequential", "expand_dims"])
+def test_a_function_that_takes_memory_to_be_contiguous(method):
+    """As C code does that is given a pointer alone."""
+
+    def function(x):
+        pointer = (__import__("ctypes").c_double * x.size).from_address(x.ctypes.data)
+        return 2 * np.ctypeslib.as_array(pointer).reshape(x.shape)
+
+    error = disagreement(host(function, method=method), X)
+    assert causes(error) == ["only arrays that are not contiguous in memory are wrong"]
 
 
 @pytest.mark.parametrize("name", ["mean over the batch", "y's batch dimension ignored", "a misaligned scalar"])
@@ -241,6 +261,15 @@ def test_a_wrong_factor_in_other_dtypes(dtype):
     assert causes(disagreement(function, X.astype(dtype))) == ["the vjp of x is 2 times the numerical derivative"]
 
 
+@pytest.mark.parametrize("mode", ["jvp", "vjp"])
+def test_a_derivative_that_is_right_at_the_example_only(mode):
+    given = {"jvp": lambda _, tangents: 2 * X * tangents[0], "vjp": lambda _, ct, _needed: (2 * X * ct,)}
+    function = host(lambda x: x * x, **{mode: given[mode]})
+    assert causes(disagreement(function, X)) == [
+        f"the {mode} of x is not the numerical derivative: a term is missing or wrong"
+    ]
+
+
 def test_a_vjp_without_a_term():
     lie = lambda *args: scale_vjp(*args, sum_weight=0.0)  # noqa: E731
     assert causes(disagreement(scaled(vjp=lie), X, S)) == [
@@ -400,3 +429,38 @@ def test_a_custom_vmap_that_ignores_an_argument():
 
     (cause, *_) = causes(disagreement(product, X, Y, endpoints=()))
     assert cause.startswith("the batch dimension of y is ignored")
+
+
+# What a rule for a batch gives, where each element gives its double.
+WRONG_RULES = {
+    "no elements": (lambda size, x: 2 * x.reshape(size, -1).reshape(x.shape), "only an empty batch is wrong"),
+    "another dtype": (
+        lambda _, x: (2 * x).astype("float32"), "an output of a batch has another dtype than that of one element",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "cause"), WRONG_RULES.values(), ids=WRONG_RULES)
+def test_a_custom_vmap_with_a_wrong_rule(rule, cause):
+    @jax.custom_batching.custom_vmap
+    def double(x):
+        return 2 * x
+
+    double.def_vmap(lambda size, _, x: (rule(size, x), True))
+    assert causes(disagreement(double, X, endpoints=())) == [cause]
+
+
+def test_a_custom_vmap_that_fails_where_only_one_argument_is_mapped_and_has_no_elements():
+    @jax.custom_batching.custom_vmap
+    def product(x, y):
+        return x * y
+
+    @product.def_vmap
+    def _(size, in_batched, x, y):
+        full = [array if batched else array[None] for array, batched in zip((x, y), in_batched, strict=True)]
+        if not all(in_batched):
+            # Of nothing, the size of the rows is not known.
+            full = [array.reshape(len(array), -1) for array in full]
+        return full[0] * full[1], True
+
+    assert causes(disagreement(product, X, Y, endpoints=())) == ["only an empty batch is wrong"]

@@ -66,6 +66,14 @@ def test_the_choice_is_made_once_for_each_shape():
     assert lowered == []
 
 
+def test_the_choice_is_made_for_each_dtype():
+    ours = bmap(jnp.sin, batch_size="auto", max_bytes=int(0.6 * WHOLE))
+    a = random((SIZE, WIDTH))
+    assert ours.batch_size_for(a.astype("float32")) == SIZE
+    with pytest.raises(ValueError, match="no batch size fits"):
+        ours.batch_size_for(a)
+
+
 def test_inside_jit_and_with_values_closed_over():
     w = random((WIDTH, WIDTH))
 
@@ -86,6 +94,16 @@ def test_one_trace():
 
     bmap(f, batch_size="auto", max_bytes=int(1.2 * WHOLE))(random((SIZE, WIDTH)))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "wanted"), [(2, 2), (100, 5), (None, 5)])
+def test_batch_size_for_a_function_without_arguments(batch_size, wanted):
+    assert bmap(lambda: jnp.arange(3.0), axis_size=5, batch_size=batch_size).batch_size_for() == wanted
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_batch_size_for_along_any_axis(axis):
+    assert bmap(jnp.sin, in_axes=axis, batch_size=100).batch_size_for(random((7, 5))) == (7, 5)[axis]
 
 
 @pytest.mark.parametrize("batch_size", [3, 100, None])
@@ -109,3 +127,10 @@ def test_the_search_where_memory_grows_in_steps():
         return 1000 * -(-batch_size // 64)
 
     assert bytes_for(largest_batch_size(bytes_for, 5000, 20_000)) <= 20_000
+
+
+@pytest.mark.parametrize("size", [1000, 5000, 100_000])
+def test_the_search_where_memory_grows_with_the_square(size):
+    largest = size * 9 // 10
+    found = largest_batch_size(lambda batch_size: batch_size**2, size, largest**2)
+    assert largest - largest // 32 <= found <= largest

@@ -17,6 +17,7 @@ COLLECTIVES = {
     "ppermute": lambda a: lax.ppermute(a, "i", [(k, (k + 1) % 7) for k in range(7)]),
     "inside jit": jax.jit(lambda a: lax.psum(a, "i")),
     "inside scan": lambda a: lax.scan(lambda c, _: (lax.pmean(c, "i"), None), a, length=2)[0],
+    "inside cond": lambda a: lax.cond(jnp.asarray(True), lambda a: lax.psum(a, "i"), jnp.sin, a),
 }
 
 

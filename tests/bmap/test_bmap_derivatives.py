@@ -172,6 +172,20 @@ def test_results_of_an_inputs_type(f, size, batch_size, checkpoint):
     )
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize(("in_axis", "out_axis"), [(0, 1), (1, 0)])
+def test_a_result_of_an_inputs_type_along_another_axis(in_axis, out_axis, checkpoint):
+    """A square array and its transpose are of one type, and are cut into chunks of another shape each."""
+    a = random((5, 5))
+
+    def loss(by):
+        mapped = by(lambda a: jnp.sin(a) * jnp.arange(1.0, 6.0), in_axis, out_axis)
+        return lambda a: jnp.sum(mapped(a) * jnp.cos(a))
+
+    ours = jax.jit(jax.grad(loss(functools.partial(bmap, batch_size=2, checkpoint=checkpoint))))
+    assert_close(ours(a), jax.grad(loss(jax.vmap))(a))
+
+
 @pytest.mark.parametrize("outer", [jax.vmap, functools.partial(bmap, batch_size=2)], ids=["vmap", "bmap"])
 def test_results_of_an_inputs_type_in_a_batch(outer):
     def loss(by):

@@ -150,3 +150,12 @@ def test_any_length_and_batch_size(size, batch_size, name):
 def test_nothing_has_no_extremum(name):
     with pytest.raises(ValueError, match=r"axis of size 0|zero-size"):
         bmap(lambda x: x, batch_size=3, reduce=name)(jnp.zeros(0))
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_nothing_has_no_extremum_of_what_every_element_shares(name, batch_size):
+    """The value of one element is known here, though there is none."""
+    ours = bmap(lambda _: 3.0, out_axes=None, batch_size=batch_size, reduce=name)
+    with pytest.raises(ValueError, match=f'reduce="{name}" of an axis of size 0 has no value'):
+        ours(jnp.zeros(0))

@@ -53,6 +53,8 @@ def test_chunks_cover_the_axis_once(size, batch_size):
 
 def test_equal_chunks_where_the_axis_divides():
     assert (plan_chunks(16000, 1024).first, plan_chunks(16000, 1024).size) == (0, 1000)
+    # Two chunks more than would do.
+    assert (plan_chunks(16002, 1024).first, plan_chunks(16002, 1024).size) == (0, 889)
     assert (plan_chunks(16001, 1024).first, plan_chunks(16001, 1024).size) == (641, 1024)
 
 
