@@ -45,6 +45,7 @@ class BatchAxis:
 
 
 Axes = tuple[BatchAxis, ...]
+_UNSUMMED = {OutAxis.SUMMED: OutAxis.KEPT}
 
 
 def count(axes: Axes) -> int:
@@ -72,6 +73,14 @@ def argument_axes(axes: Axes, argument: int) -> Axes:
 def output_axes(axes: Axes, output: int) -> Axes:
     """The axes that an output has."""
     return tuple(axis for axis in axes if axis.output(output) is OutAxis.KEPT)
+
+
+def unsummed(axes: Axes) -> Axes:
+    """The axes of the same call, whose outputs are those of each element where these are summed."""
+    return tuple(
+        replace(axis, outputs=axis.outputs and tuple(_UNSUMMED.get(output, output) for output in axis.outputs))
+        for axis in axes
+    )
 
 
 def element_shape(axes: Axes, argument: int, shape: Sequence[int]) -> tuple[int, ...]:

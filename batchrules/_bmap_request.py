@@ -131,13 +131,31 @@ class Request:
             closed, mapped = ([abstract(x) for x in values] for values in (element.closed, call.arguments.mapped))
             return compiled_bytes(program.run, closed, mapped)
 
-        return self._remembered(call, bytes_for)
+        return self._remembered(_key(call, element), call, bytes_for)
 
-    def _remembered(self, call: Call, bytes_for: Callable[[int], int]) -> int:
-        key = (call.arguments.treedef, *((x.shape, x.dtype, axis) for x, axis in call.arguments.mapped_pairs))
-        if key not in self.chosen:
-            self.chosen[key] = largest_batch_size(bytes_for, call.shard_size, available_bytes(self.max_bytes))
-        return self.chosen[key]
+    def _remembered(self, key: Any, call: Call, bytes_for: Callable[[int], int]) -> int:
+        if key in self.chosen:
+            return self.chosen[key]
+        chosen = largest_batch_size(bytes_for, call.shard_size, available_bytes(self.max_bytes))
+        if key is not None:
+            self.chosen[key] = chosen
+        return chosen
+
+
+def _key(call: Call, element: Element) -> Any:
+    """What a choice of the batch size is remembered by; None where nothing can be told from the arguments."""
+    mapped = tuple((x.shape, x.dtype, axis) for x, axis in call.arguments.mapped_pairs)
+    others = tuple(_kind(x) for x in (*call.arguments.unmapped, *element.closed))
+    key = (call.arguments.treedef, call.over, mapped, others)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _kind(x: Any) -> Any:
+    return (x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else (type(x), x)
 
 
 def _whole(call: Call) -> tuple[Layout, ChunkPlan]:

@@ -143,13 +143,16 @@ def narrowed_axes(axes: Axes, used: Mask) -> Axes:
 
 
 def differentiated_axes(axes: Axes, passed: int, nonzero: Mask, outputs: Mask) -> Axes:
-    """The recorded axes of a tangent site: tangents are mapped as their primals are, and give what these give."""
+    """The recorded axes of a tangent site: tangents are mapped as their primals are, and give what these give.
+
+    The outputs that are passed to it are those of each element.
+    """
     return tuple(
         replace(
             axis,
             in_batched=(
                 *axis.in_batched,
-                *(axis.output(j) is OutAxis.KEPT for j in range(passed)),
+                *(axis.output(j) is not OutAxis.ABSENT for j in range(passed)),
                 *select(axis.in_batched, nonzero),
             ),
             outputs=None if axis.outputs is None else tuple(select(axis.outputs, outputs)),

@@ -65,9 +65,16 @@ class _Rules:
         site, axes, mask = place
         wanted = _derivatives.inexact_outputs(site)
         derived = _derivatives.tangent_site(site, mask, wanted)
-        passed = site.shown(outputs) if site.passed else []
+        passed = self._passed(primals, outputs, site, axes)
         new_axes = _derivatives.differentiated_axes(axes, site.passed, mask, wanted)
         return self._bind([*primals, *passed, *tangents], derived, new_axes)
+
+    def _passed(self, primals: Sequence[Any], outputs: Sequence[Any], site: Site, axes: Axes) -> Sequence[Any]:
+        """The outputs that the derivative is given: of each element, not their sum over a batch."""
+        if not site.passed:
+            return []
+        each = _batch.unsummed(axes)
+        return site.shown(outputs if each == axes else self._primitive.bind(*primals, site=site, axes=each))
 
     def transpose(self, cotangents: Sequence[Any], *operands: Any, site: Site, axes: Axes) -> list[Any]:
         wanted = tuple(ad.is_undefined_primal(operand) for operand in operands)

@@ -174,3 +174,44 @@ def test_gradient_of_a_gradient_penalty():
         return jax.grad(lambda y, s: jnp.sum(slope(XS, y, s) ** 2), (0, 1))(Y, S)
 
     assert_close(jax.jit(lambda: penalty(f))(), jax.jit(lambda: penalty(WAVES.twin))())
+
+
+NUMBER = jax.ShapeDtypeStruct((), "float64")
+
+
+def slope(args, cotangent, needed):
+    """The vjp of x·exp(y), in y only."""
+    del needed
+    x, y = args
+    return None, cotangent * x * np.exp(y)
+
+
+def slope_jvp(primals, tangents, outputs):
+    """The jvp of `slope` in y, written in its result."""
+    del primals
+    return None, outputs[1] * tangents[0][1]
+
+
+def by_its_own_outputs(method):
+    """x·exp(y), whose vjp is a host call that is differentiated by its own outputs."""
+    pull = batchrules.host_call(
+        slope, lambda *_: (None, NUMBER), static_argnames="needed", pass_outputs=True, jvp=slope_jvp, method=method
+    )
+    return batchrules.host_call(lambda x, y: x * np.exp(y), NUMBER, vjp=pull, method=method)
+
+
+SHARED = {
+    "a batch": lambda f, y: jax.vmap(f, (0, None))(XS[:, 0], y).sum(),
+    "two batches": lambda f, y: jax.vmap(jax.vmap(f, (0, None)), (1, None))(XS, y).sum(),
+    "one of two": lambda f, y: jax.vmap(lambda z: jax.vmap(f, (0, None))(XS[:, 0], z))(y * XS[0]).sum(),
+}
+
+
+@pytest.mark.parametrize("method", ["sequential", "expand_dims", "broadcast_all"])
+@pytest.mark.parametrize("name", SHARED)
+def test_outputs_that_a_derivative_is_given_are_not_summed_over_the_batch(name, method):
+    def second(f):
+        return jax.jacfwd(jax.grad(lambda y: SHARED[name](f, y)))
+
+    # Compiled: nothing uses the first jvp of the function, which has none.
+    assert_close(jax.jit(second(by_its_own_outputs(method)))(0.5), second(lambda x, y: x * jnp.exp(y))(0.5))

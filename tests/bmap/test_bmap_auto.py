@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from bmap_cases import assert_close, random
 
@@ -72,6 +73,33 @@ def test_the_choice_is_made_for_each_dtype():
     assert ours.batch_size_for(a.astype("float32")) == SIZE
     with pytest.raises(ValueError, match="no batch size fits"):
         ours.batch_size_for(a)
+
+
+class Times:
+    """A factor that is no array. It compares by value, but has no hash."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return isinstance(other, Times) and self.factor == other.factor
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("argument", [jnp.ones, np.ones, int, Times], ids=["array", "numpy", "number", "no hash"])
+def test_the_choice_is_made_for_each_unmapped_argument(argument):
+    def widened(w, x):
+        return jnp.sort(jnp.tile(x, getattr(w, "factor", w) if isinstance(w, int | Times) else w.size)).sum()
+
+    a = random((SIZE, WIDTH))
+    ours = bmap(widened, (None, 0), batch_size="auto", max_bytes=2 * WHOLE)
+    chosen = [ours.batch_size_for(argument(n), a) for n in (1, 40, 1)]
+    alone = [
+        bmap(widened, (None, 0), batch_size="auto", max_bytes=2 * WHOLE).batch_size_for(argument(n), a) for n in (1, 40)
+    ]
+    assert chosen == [*alone, alone[0]]
+    assert chosen[1] < chosen[0]
 
 
 def test_inside_jit_and_with_values_closed_over():
