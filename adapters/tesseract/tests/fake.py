@@ -40,12 +40,14 @@ class Fake:
         answers: By path, what comes back: an object (as JSON), bytes, or a function of the handler.
         status: The status of the next answers.
         asked: The path and the headers of each request.
+        trickled: How many bytes `trickle` has sent.
     """
 
     def __init__(self, url):
         self.url = url
         self.status = 200
         self.asked = []
+        self.trickled = 0
         self.schema = SCHEMA
         self.answers = {"/abstract_eval": {"y": {"shape": [2], "dtype": "float64"}}, "/apply": {"y": GOOD}}
 
@@ -125,4 +127,5 @@ def trickle(handler):
         for _ in range(100):
             handler.wfile.write(b" ")
             handler.wfile.flush()
+            handler.server.fake.trickled += 1
             time.sleep(0.05)

@@ -215,6 +215,8 @@ def test_an_answer_that_trickles_in_is_late_too(fake):
     fake.answers["/apply"] = trickle
     with TesseractClient(fake.url, timeout=0.3) as client, pytest.raises(TesseractTimeoutError):
         client.apply({"x": X})
+    # It was not waited for until it ended.
+    assert 0 < fake.trickled < 60
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from batchrules_tesseract import (
     TesseractConnectionLostError,
     TesseractInputError,
     TesseractServerError,
+    _connections,
 )
 
 X = np.arange(3.0)
@@ -142,6 +143,27 @@ def test_a_client_that_is_forgotten_closes_its_connections(fake):
     del client
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ConnectionResetError])
+def test_the_answer_counts_where_sending_failed(fake, monkeypatch, error):
+    taken = _connections.Connections.take
+
+    def take(self, deadline):
+        connection = taken(self, deadline)
+        send = connection.post
+
+        def fails(*args):
+            send(*args)
+            raise error
+
+        connection.post = fails
+        return connection
+
+    monkeypatch.setattr(_connections.Connections, "take", take)
+    fake.status, fake.answers["/apply"] = 413, b"too large"
+    with TesseractClient(fake.url) as client, pytest.raises(TesseractServerError, match=r"413.*too large"):
+        client.apply({"x": X})
 
 
 # The child makes one request and ends: the threads that Python and JAX warn of are not missed there.

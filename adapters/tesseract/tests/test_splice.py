@@ -7,6 +7,7 @@ import orjson
 import pybase64
 import pytest
 from batchrules_tesseract import TesseractAnswerError, TesseractClient
+from batchrules_tesseract._encoding import encode, encoder
 from batchrules_tesseract._splice import LONG, LongTexts, Parsed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +55,7 @@ def restored(parsed, value):
         {"text": '"buffer":"' + LETTERS, "buffer": 3},
         {"buffer": 'é\n\\"' + LETTERS},
         {"buffer": LETTERS + "é"},
+        {"buffer": LETTERS + '"' + LETTERS},
         {"buffer": None, "rest": LETTERS},
         [LETTERS],
         LETTERS,
@@ -97,6 +99,22 @@ def test_a_long_buffer_that_is_no_base64(fake, bad):
     fake.answers["/apply"] = body
     with TesseractClient(fake.url) as client, pytest.raises(TesseractAnswerError, match=r"base64|bytes|not JSON"):
         client.apply({})
+
+
+def test_a_long_buffer_whose_slashes_are_escaped(fake):
+    numbers = np.full(LONG, -np.nan)  # all its letters are slashes and a few others
+    text = pybase64.b64encode_as_string(numbers)
+    assert "/" in text
+    body = orjson.dumps({"y": {**ENCODED, "data": {"buffer": text, "encoding": "base64"}}})
+    fake.answers["/apply"] = body.replace(b"/", rb"\/")
+    with TesseractClient(fake.url) as client:
+        assert client.apply({})["y"].tobytes() == numbers.tobytes()
+
+
+def test_a_large_array_passes_by_the_json():
+    texts = LongTexts()
+    pieces = texts.dumps(encode({"a": NUMBERS, "b": NUMBERS[:2]}, encoder("base64", None, texts)))
+    assert [len(piece) > LONG for piece in pieces] == [False, True, False]
 
 
 def test_a_long_static_text_called_buffer(fake):
