@@ -1,241 +1,177 @@
-"""The loop over chunks.
+"""The loop over chunks: one primitive, and how it is run.
 
-A `Step` works on one chunk: `step(size, consts, state, parts) -> (state, results)`. The loop slices the parts out of
-whole arrays, each along its own axis, and writes the results into whole arrays of their final shape. Nothing is
-transposed, nothing is concatenated, and besides inputs and results only one chunk is in memory.
+Parts are sliced out of the operands, each along its own axis, and written into arrays of the results' final shape.
+Nothing is transposed, nothing is concatenated, and besides operands and results only one chunk is in memory.
 
-Its derivative is JAX's own, of one scan. What keeps that lean is how a mapped input goes in: its values are read from a
-constant of the loop, without derivative, while its tangent travels through the loop's carry, as that of a `carrier`. A
-constant's cotangent would be added up chunk by chunk, each time over the whole array; a carry's is written in place.
-Where a result has the type of an input, both tangents are in one array: a chunk's is taken out, and the result's
-written where it was. So are their cotangents, and no array is allocated for the gradient.
+It is a primitive so that its derivatives are loops of the same kind, and as lean; `_bmap_forward` and `_bmap_reverse`
+make them. JAX's own derivative of such a loop would add up arrays of full size for each chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jax.core
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir, xla
 
-from batchrules._bmap_exchange import begin, exchange, join, mark
-from batchrules._bmap_primitives import graft, pop, still, take, write
-from batchrules._bmap_settle import settle
-from batchrules._bmap_sharding import blank_like, is_placed, placed_like
+from batchrules._bmap_allocate import arrays_for_results
+from batchrules._bmap_body import Body, run, trace
+from batchrules._bmap_frame import Frame, Slot
+from batchrules._bmap_sharding import placed_like
 
-Values = Sequence[Any]
-Step = Callable[[int, Values, Values, Values], tuple[Values, Values]]
-
-
-@dataclass(frozen=True)
-class ChunkPlan:
-    """How an axis is cut: `first` elements at its start (perhaps none), then `count` chunks of `size`."""
-
-    first: int
-    size: int
-    count: int
-
-    @property
-    def num_chunks(self) -> int:
-        return self.count + (self.first > 0)
-
-    def starts(self) -> np.ndarray:
-        index_type = np.int32 if self.first + self.size * self.count < 2**31 else np.int64
-        return self.first + self.size * np.arange(self.count, dtype=index_type)
+# A body before it is traced: takes a segment's number, and what a chunk of that segment takes.
+Step = Callable[[int, list[Any]], Sequence[Any]]
 
 
-def plan_one_chunk(axis_size: int) -> ChunkPlan:
-    """All elements at once."""
-    return ChunkPlan(axis_size, 0, 0)
+def loop(step: Step, frame: Frame, operands: Sequence[Any]) -> list[Any]:
+    """Run a step over all chunks."""
+    operands = list(operands)
+    while True:
+        bodies = traced_bodies(step, frame, [jax.typeof(x) for x in operands])
+        # What is carried must lie after a chunk where it lay before.
+        types = frame.for_outputs(len(bodies) - 1, bodies[-1].out_avals, None)
+        places = {i: types[j] for i, j in frame.carried}
+        moved = [placed_like([x], [places[i]])[0] if i in places else x for i, x in enumerate(operands)]
+        if all(new is old for new, old in zip(moved, operands, strict=True)):
+            return bind(bodies, frame, operands)
+        operands = moved
 
 
-def plan_chunks(axis_size: int, batch_size: int) -> ChunkPlan:
-    """Equal chunks where few enough of them make up the axis, else full chunks after a smaller one.
-
-    A smaller chunk is compiled on its own, and equal chunks are not, so a few chunks more are worth having.
-    """
-    fewest = -(-axis_size // batch_size)
-    for count in range(fewest, 2 * fewest + 1):
-        if axis_size % count == 0:
-            return ChunkPlan(0, axis_size // count, count)
-    return ChunkPlan(axis_size % batch_size, batch_size, axis_size // batch_size)
+def bind(bodies: Sequence[Body], frame: Frame, operands: Sequence[Any]) -> list[Any]:
+    """Run the bodies, one for each segment, over all chunks."""
+    return loop_p.bind(*operands, bodies=tuple(bodies), frame=frame)
 
 
-@dataclass(frozen=True)
-class Result:
-    """A stacked output: the whole array's type, and the axis it is written along."""
-
-    whole: Any
-    axis: int
+def traced_bodies(step: Step, frame: Frame, types: Sequence[Any]) -> list[Body]:
+    """A body for each segment, for operands of these types."""
+    return [_traced(step, frame, segment, types) for segment in range(len(frame.segments))]
 
 
-class Carry(NamedTuple):
-    """What goes from chunk to chunk. `carriers` are None for inputs without derivative.
+def _traced(step: Step, frame: Frame, segment: int, types: Sequence[Any]) -> Body:
+    places = {j: types[i] for i, j in frame.carried}
+    wanted = frame.of_outputs(segment, [places.get(j) for j in range(len(frame.outputs))])
 
-    `ahead` and `markers` are those of the inputs that share an array with a result for their derivatives, by the
-    inputs' numbers: the part of the carrier for the next chunk, and what tells whether the array is shared.
-    """
+    def flat(*values: Any) -> list[Any]:
+        results = step(segment, list(values))
+        return [x if kind is None else placed_like([x], [kind])[0] for x, kind in zip(results, wanted, strict=True)]
 
-    state: list[Any]
-    results: list[Any]
-    carriers: list[Any]
-    ahead: dict[int, Any]
-    markers: dict[int, Any]
+    return trace(flat, frame.body_types(segment, types))
 
 
-@dataclass(frozen=True)
-class Loop:
-    """A loop over chunks, apart from the arrays. `in_axes` are the axes that inputs are sliced along."""
+# --- how it is run ---------------------------------------------------------------------------------------------------
 
-    step: Step
-    plan: ChunkPlan
-    in_axes: tuple[int, ...]
-    results: tuple[Result, ...]
-    in_blocks: bool
-    checkpoint: bool
-    on_chunk: Callable[[Any], None] | None
 
-    def run(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
-        """Run the step over all chunks: the last state, and the whole results."""
-        fixed = [still(x) if _is_differentiable(x) else x for x in wholes]
-        carriers = [x if _is_differentiable(x) else None for x in wholes]
-        state, results = self._start(consts, state, fixed)
-        shared = self._shared(carriers, results)
-        carry = Carry(state, results, carriers, {}, {i: mark(fixed[i]) for i in shared})
-        return self._settled(_Run(self, consts, fixed, shared).over_all(carry))
+def _run(*operands: Any, bodies: tuple[Body, ...], frame: Frame) -> list[Any]:
+    over = {j: i for i, j in frame.carried}
+    arrays = arrays_for_results(frame, operands, frame.result_types(bodies))
+    held = [operands[over[j]] if j in over else x for j, x in enumerate(arrays)]
+    numbers = range(len(bodies))
+    for number in reversed(numbers) if frame.backward else numbers:
+        held = _Segment(number, bodies[number], frame, operands).run(held)
+    return held
 
-    def work(self, size: int, start: Any, inputs: tuple[Values, Values], state: Values, taken: Values) -> Any:
-        """Run the step on the chunk that starts there."""
-        consts, fixed = inputs
-        parts = [take(x, start, axis=axis, size=size) for x, axis in zip(fixed, self.in_axes, strict=True)]
-        parts = [x if carrier is None else graft(x, carrier) for x, carrier in zip(parts, taken, strict=True)]
-        state, results = self.step(size, consts, state, parts)
-        return list(state), list(results)
 
-    def _start(self, consts: Values, state: Values, fixed: Values) -> tuple[list[Any], list[Any]]:
-        """The state and the results before the first chunk, of the types that they have after it."""
-        start = [*state, *(blank_like(r.whole) for r in self.results)]
-        if any(is_placed(x) for x in (*consts, *state, *fixed)):
-            work = partial(self.work, self.plan.size or self.plan.first)
-            chunk = jax.make_jaxpr(work)(np.int32(0), (consts, fixed), state, [None] * len(fixed))
-            start = placed_like(start, chunk.out_avals)
-        return start[: len(state)], start[len(state) :]
+class _Segment:
+    """A segment's chunks. What is *held* is what changes from one to the next: for each result what there is of it."""
 
-    def _shared(self, carriers: Values, results: Values) -> dict[int, int]:
-        """The inputs that share an array with a result of the same type: each one's number, with the result's."""
-        shared: dict[int, int] = {}
-        for j, (y, result) in enumerate(zip(results, self.results, strict=True)):
-            for i, (x, axis) in enumerate(zip(carriers, self.in_axes, strict=True)):
-                is_free = x is not None and i not in shared and j not in shared.values()
-                if self.plan.count and is_free and axis == result.axis and jax.typeof(x) == jax.typeof(y):
-                    shared[i] = j
-        return shared
+    def __init__(self, number: int, body: Body, frame: Frame, operands: Sequence[Any]) -> None:
+        self._number, self._body, self._frame, self._operands = number, body, frame, operands
+        self._chunks = frame.segments[number]
+        self._carried, self._in_place = dict(frame.carried), dict(frame.in_place)
 
-    def _settled(self, carry: Carry) -> tuple[Values, Values]:
-        """The outputs, the first differentiable one of which says when the carriers' cotangents can be allocated."""
-        outputs = [*carry.state, *carry.results]
-        num_state = len(carry.state)
-        # Where an axis was divided into blocks, they are the axis before the one that the loop slices.
-        axes = [*[None] * num_state, *(r.axis - 1 if self.in_blocks else None for r in self.results)]
-        spent = [
-            (x, axis - 1 if self.in_blocks else None)
-            for x, axis in zip(carry.carriers, self.in_axes, strict=True)
-            if x is not None
+    def run(self, held: Sequence[Any]) -> list[Any]:
+        """What is held after all chunks."""
+        index = self._chunks.index_type.type
+        last = index(self._chunks.count - 1)
+        if last == 0:
+            return self._advance(index(0), held)
+
+        def step(carry: Any) -> Any:
+            i, held = carry
+            return lax.add(i, index(1)), self._advance(lax.sub(last, i) if self._frame.backward else i, held)
+
+        return lax.while_loop(lambda carry: lax.le(carry[0], last), step, (index(0), list(held)))[1]
+
+    def _advance(self, chunk: Any, held: Sequence[Any]) -> list[Any]:
+        frame, index = self._frame, self._chunks.index_type.type
+        start = lax.add(lax.mul(chunk, index(self._chunks.size)), index(self._chunks.start))
+        place = _Place(chunk, start, self._chunks.size)
+        given = [partial(self._given, i, held, place) for i in range(len(frame.inputs))]
+        own = run(self._body, [find() for find in frame.of_inputs(self._number, given)])
+        new = frame.for_outputs(self._number, own, None)
+        if frame.on_chunk:
+            frame.on_chunk(start)
+        return [
+            old if part is None else place.write(old, part, slot)
+            for old, part, slot in zip(held, new, frame.outputs, strict=True)
         ]
-        anchor = next((i for i, x in enumerate(outputs) if _is_differentiable(x)), None)
-        if anchor is not None and spent:
-            blocks = (axes[anchor], *(axis for _, axis in spent))
-            outputs[anchor] = settle(outputs[anchor], *(x for x, _ in spent), blocks=blocks)
-        return outputs[:num_state], outputs[num_state:]
+
+    def _given(self, i: int, held: Sequence[Any], place: _Place) -> Any:
+        """What the body is given of an operand."""
+        if i in self._carried:
+            return held[self._carried[i]]
+        if i not in self._in_place:
+            return place.read(self._operands[i], self._frame.inputs[i])
+        # Behind the barrier the part is an array of its own. Otherwise what is computed from it, element by element,
+        # might be computed where it is written, which takes a copy of the whole array that is written over.
+        return lax.optimization_barrier(place.read(held[self._in_place[i]], self._frame.inputs[i]))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A loop with its arrays; `shared` has the inputs that share an array with a result, each with that result."""
+class _Place:
+    """The place of one chunk in any array."""
 
-    loop: Loop
-    consts: Values
-    fixed: Values
-    shared: dict[int, int]
+    def __init__(self, chunk: Any, start: Any, size: int) -> None:
+        self._chunk, self._start, self._size = chunk, start, size
 
-    def over_all(self, carry: Carry) -> Carry:
-        """Run all chunks."""
-        plan = self.loop.plan
-        carry = self._begin(carry, plan.first or plan.size)
-        if plan.first:
-            carry = self._advance(plan.first, carry, np.int32(0))
-        if plan.count:
-            # Counted, and not read out of an array: less to trace and to compile.
-            step = np.asarray(plan.size, plan.starts().dtype)
+    # An index is never negative. Saying so spares a kernel that would count it from the end.
 
-            def advance(held: tuple[Any, Carry], _: None) -> tuple[tuple[Any, Carry], None]:
-                start, carry = held
-                return (lax.add(start, step), self._advance(plan.size, carry, start)), None
+    def read(self, whole: Any, slot: Slot | None) -> Any:
+        """The chunk's part."""
+        if slot is None:
+            return whole
+        if slot.segment is not None:
+            return lax.dynamic_index_in_dim(whole, self._chunk, slot.axis, keepdims=False, allow_negative_indices=False)
+        return lax.dynamic_slice_in_dim(whole, self._start, self._size, slot.axis, allow_negative_indices=False)
 
-            (_, carry), _ = lax.scan(advance, (plan.starts()[0], carry), None, length=plan.count)
-        return self._joined(carry)
-
-    def _advance(self, size: int, carry: Carry, start: Any) -> Carry:
-        taken, carriers = self._take(carry, start, size)
-        work = partial(self.loop.work, size)
-        if self.loop.checkpoint:
-            # The inputs are read in there: what is kept for a chunk is its number, not a copy of its inputs. Forward
-            # and backward pass are two loops, so nothing can be shared between them by mistake.
-            work = jax.checkpoint(work, prevent_cse=False)
-        state, parts = work(start, (self.consts, self.fixed), carry.state, taken)
-        carry = self._put(carry._replace(state=state, carriers=carriers), parts, start)
-        if self.loop.on_chunk:
-            self.loop.on_chunk(start)
-        return carry
-
-    def _take(self, carry: Carry, start: Any, size: int) -> tuple[list[Any], list[Any]]:
-        """The chunk's part of each carrier, and the carriers."""
-        taken, carriers = [carry.ahead.get(i) for i in range(len(carry.carriers))], list(carry.carriers)
-        for i, (x, axis) in enumerate(zip(carriers, self.loop.in_axes, strict=True)):
-            if x is not None and i not in self.shared:
-                taken[i], carriers[i] = pop(x, start, axis=axis, size=size)
-        return taken, carriers
-
-    def _put(self, carry: Carry, parts: Values, start: Any) -> Carry:
-        """Write the chunk's results."""
-        results = list(carry.results)
-        for j, (part, result) in enumerate(zip(parts, self.loop.results, strict=True)):
-            if j not in self.shared.values():
-                results[j] = write(results[j], part, start, axis=result.axis)
-        held = {i: self._held(i, carry) for i in self.shared}
-        for i, j in self.shared.items():
-            held[i] = exchange(held[i], parts[j], start, axis=self.loop.in_axes[i], size=self.loop.plan.size)
-        return self._hold(held, carry._replace(results=results))
-
-    def _held(self, i: int, carry: Carry) -> list[Any]:
-        """What an input and its result share."""
-        return [carry.results[self.shared[i]], carry.carriers[i], carry.ahead[i], carry.markers[i]]
-
-    def _hold(self, held: dict[int, list[Any]], carry: Carry) -> Carry:
-        carry = Carry(carry.state, list(carry.results), list(carry.carriers), {}, {})
-        for i, j in self.shared.items():
-            carry.results[j], carry.carriers[i], carry.ahead[i], carry.markers[i] = held[i]
-        return carry
-
-    def _begin(self, carry: Carry, size: int) -> Carry:
-        carriers, ahead = list(carry.carriers), dict(carry.ahead)
-        for i in self.shared:
-            ahead[i], carriers[i] = begin(carriers[i], axis=self.loop.in_axes[i], size=size)
-        return carry._replace(carriers=carriers, ahead=ahead)
-
-    def _joined(self, carry: Carry) -> Carry:
-        """Each result with the derivative that stands in a carrier, which is then no carrier any more."""
-        results, carriers = list(carry.results), list(carry.carriers)
-        for i, j in self.shared.items():
-            last, axis = self.loop.plan.starts()[-1], self.loop.in_axes[i]
-            results[j], carriers[i] = join(self._held(i, carry), last, axis=axis), None
-        return carry._replace(results=results, carriers=carriers)
+    def write(self, whole: Any, part: Any, slot: Slot | None) -> Any:
+        """The array with the chunk's part in it."""
+        if slot is None:
+            return part
+        start = self._start
+        if slot.segment is not None:
+            start, part = self._chunk, lax.expand_dims(part, (slot.axis,))
+        return lax.dynamic_update_slice_in_dim(whole, part, start, slot.axis, allow_negative_indices=False)
 
 
-def _is_differentiable(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+# --- the primitive ---------------------------------------------------------------------------------------------------
+
+
+def _abstract(*_types: Any, bodies: tuple[Body, ...], frame: Frame) -> tuple[list[Any], set[Any]]:
+    return frame.result_types(bodies), effects_of(bodies, frame)
+
+
+def effects_of(bodies: Sequence[Body], frame: Frame) -> set[Any]:
+    """What JAX must know that running the loop does, besides its results."""
+    effects = {effect for body in bodies for effect in body.effects}
+    return effects | (_effects_of_report(frame.on_chunk) if frame.on_chunk else set())
+
+
+def _effects_of_report(on_chunk: Callable[[Any], None]) -> set[Any]:
+    def report(start: Any) -> tuple[()]:
+        on_chunk(start)
+        return ()
+
+    return set(trace(report, [jax.core.ShapedArray((), np.dtype(np.int32))]).effects)
+
+
+loop_p = Primitive("bmap_loop")
+loop_p.multiple_results = True
+loop_p.def_impl(partial(xla.apply_primitive, loop_p))
+loop_p.def_effectful_abstract_eval(_abstract)
+mlir.register_lowering(loop_p, mlir.lower_fun(_run, multiple_results=True))

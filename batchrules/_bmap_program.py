@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate
@@ -14,10 +14,17 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.sharding import NamedSharding
 
-from batchrules._bmap_loop import ChunkPlan, Loop, Result, Values
+import batchrules._bmap_forward
+import batchrules._bmap_reverse  # noqa: F401  # both give the loop its rules
+from batchrules._bmap_allocate import filled
+from batchrules._bmap_frame import Frame, Slot
+from batchrules._bmap_loop import loop
+from batchrules._bmap_plan import ChunkPlan
 from batchrules._bmap_reduce import Reduction
-from batchrules._bmap_sharding import blank_like, divided_over, plain_type, replicated
+from batchrules._bmap_sharding import divided_over, plain_type, replicated, vary_alike
 from batchrules._bmap_trace import Element, Shared
+
+Values = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,8 @@ class Program:
         consts, known_values = self.element.share(closed)
         known = self.outputs.known(known_values)
         wholes = [self.layout.divide(x, axis) for x, axis in zip(mapped, self.in_axes, strict=True)]
-        inputs = [*consts, *(known[i] for i in self.outputs.reduced_known)]
-        state, results = self._loop().run(inputs, self._start(), wholes)
+        consts = [*consts, *(known[i] for i in self.outputs.reduced_known)]
+        state, results = self._over_chunks(consts, self._start(), wholes)
         values = self._finish(state, results) | {
             i: self._spread(i, y) for i, y in known.items() if i not in self.outputs.reduced
         }
@@ -157,30 +164,44 @@ class Program:
         blocks = [[x[block] for x in states] for block in range(self.layout.blocks)]
         return reduce(reduction.join, blocks)
 
-    def _loop(self) -> Loop:
-        return Loop(
-            step=self._step,
-            plan=self.plan,
-            in_axes=tuple(self.layout.loop_axis(axis) for axis in self.in_axes),
-            results=tuple(self._result(i) for i in self.outputs.stacked),
+    def _over_chunks(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
+        """The last state and the whole results."""
+        if not self.layout.size:
+            return state, [filled(self.element.results[i]) for i in self.outputs.stacked]
+        num_consts, num_state = len(consts), len(state)
+        frame = Frame(
+            segments=self.plan.segments,
+            inputs=(*[None] * (num_consts + num_state), *(Slot(self.layout.loop_axis(a)) for a in self.in_axes)),
+            outputs=(
+                *[None] * num_state,
+                *(Slot(self.layout.loop_axis(self.outputs.axis(i))) for i in self.outputs.stacked),
+            ),
+            carried=tuple((num_consts + k, k) for k in range(num_state)),
             in_blocks=self.layout.blocks > 1,
             checkpoint=self.checkpoint,
             on_chunk=self.on_chunk,
         )
 
-    def _result(self, i: int) -> Result:
-        axis = self.outputs.axis(i)
-        whole = jax.eval_shape(partial(self.layout.divide, axis=axis), plain_type(self.element.results[i]))
-        return Result(whole, self.layout.loop_axis(axis))
+        def step(segment: int, values: list[Any]) -> list[Any]:
+            return self._step(
+                self.plan.segments[segment].size,
+                values[:num_consts],
+                values[num_consts : num_consts + num_state],
+                values[num_consts + num_state :],
+            )
+
+        # Cotangents of what all chunks see are then summed over devices once, and not for each chunk.
+        found = loop(step, frame, vary_alike([*consts, *state, *wholes]))
+        return found[:num_state], found[num_state:]
 
     def _start(self) -> list[Any]:
-        last = [blank_like(self.element.results[i]) for i in self.outputs.last]
+        last = [filled(plain_type(self.element.results[i])) for i in self.outputs.last]
         states = [x for r in self.reductions for x in r.start(self.outputs.leading(r))]
         if self.layout.over:
             states = [divided_over(x, self.layout.blocks, self.layout.over) for x in states]
         return [*last, *states]
 
-    def _step(self, size: int, consts: Values, state: Values, parts: Values) -> tuple[Values, Values]:
+    def _step(self, size: int, consts: Values, state: Values, parts: Values) -> list[Any]:
         size *= self.layout.blocks
         parts = [self.layout.unite(x, axis) for x, axis in zip(parts, self.in_axes, strict=True)]
         num_consts, num_last = self.element.num_consts, len(self.outputs.last)
@@ -188,7 +209,7 @@ class Program:
         for i, y in zip(self.outputs.reduced_known, consts[num_consts:], strict=True):
             values[i] = jax.vmap(lambda y=y: y, axis_size=size)()
         stacked = [self.layout.divide(values[i], self.outputs.axis(i)) for i in self.outputs.stacked]
-        return [*(values[i] for i in self.outputs.last), *self._reduce(state[num_last:], values)], stacked
+        return [*(values[i] for i in self.outputs.last), *self._reduce(state[num_last:], values), *stacked]
 
     def _map(self, size: int, consts: Values, parts: Values) -> list[Any]:
         mapped = jax.vmap(

@@ -11,8 +11,8 @@ import jax
 from jax.sharding import NamedSharding
 
 from batchrules._bmap_axes import Arguments, flatten_arguments
-from batchrules._bmap_loop import ChunkPlan, plan_chunks, plan_one_chunk
 from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, largest_batch_size
+from batchrules._bmap_plan import ChunkPlan, plan_chunks, plan_one_chunk
 from batchrules._bmap_program import Layout, Program
 from batchrules._bmap_progress import check_progress, make_bar
 from batchrules._bmap_reduce import Fold, Reduction, check_reduce, reductions_of

@@ -63,14 +63,16 @@ def placed_like(values: Sequence[Any], types: Sequence[Any]) -> list[Any]:
 
 
 def _placed(x: Any, kind: Any) -> Any:
-    if any(entry is not None for entry in kind.sharding.spec):
+    spec = kind.sharding.spec
+    if any(entry is not None for entry in spec) and jax.typeof(x).sharding.spec != spec:
         x = reshard(x, NamedSharding(kind.sharding.mesh, kind.sharding.spec))
     return cast_varying(x, varying_axes(kind))
 
 
-def blank_like(kind: Any) -> Any:
-    """Zeros of this shape and dtype; a PRNG key's zeros, where it is one."""
-    return lax.full_like(plain_type(kind), 0)
+def vary_alike(values: Sequence[Any]) -> list[Any]:
+    """The values, each varying over all manual mesh axes that any of them varies over."""
+    axes = frozenset[Any]().union(*(varying_axes(jax.typeof(x)) for x in values))
+    return [cast_varying(x, axes) for x in values] if axes else list(values)
 
 
 def plain_type(kind: Any) -> jax.ShapeDtypeStruct:

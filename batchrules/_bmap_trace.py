@@ -15,6 +15,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from batchrules._bmap_axes import Arguments, spread
+from batchrules._bmap_body import reached_from, uses, variables
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def trace_element(
 
 def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[Any]) -> Element:
     jaxpr: Jaxpr = closed.jaxpr
-    mapped = _reached_from(jaxpr.invars, jaxpr.eqns)
-    before = [e for e in jaxpr.eqns if not _uses(e, mapped)]
-    inside = [e for e in jaxpr.eqns if _uses(e, mapped)]
+    mapped = reached_from(jaxpr.invars, jaxpr.eqns)
+    before = [e for e in jaxpr.eqns if not uses(e, mapped)]
+    inside = [e for e in jaxpr.eqns if uses(e, mapped)]
     in_loop = [v for v in jaxpr.outvars if isinstance(v, Var) and v in mapped]
     known = [v for v in jaxpr.outvars if isinstance(v, Literal) or v not in mapped]
     consts = _read_by(inside, known=mapped)
@@ -101,24 +102,8 @@ def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[A
     )
 
 
-def _variables(atoms: Sequence[Any]) -> list[Var]:
-    return [v for v in atoms if isinstance(v, Var)]
-
-
-def _uses(eqn: JaxprEqn, variables: set[Var]) -> bool:
-    return any(v in variables for v in _variables(eqn.invars))
-
-
-def _reached_from(start: Sequence[Var], eqns: Sequence[JaxprEqn]) -> set[Var]:
-    reached = set(start)
-    for eqn in eqns:
-        if _uses(eqn, reached):
-            reached.update(eqn.outvars)
-    return reached
-
-
 def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
-    return list(dict.fromkeys(v for e in eqns for v in _variables(e.invars) if v not in known))
+    return list(dict.fromkeys(v for e in eqns for v in variables(e.invars) if v not in known))
 
 
 def _mentions(jaxpr: Any, axis_name: Any) -> bool:

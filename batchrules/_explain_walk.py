@@ -25,8 +25,6 @@ from batchrules._explain_values import (
     jaxprs_in,
 )
 
-_BMAP = "bmap_"
-
 # What a foreign equation calls.
 Reader = Callable[[Any, Surrounds], Sequence[Found]]
 
@@ -151,11 +149,38 @@ class Walker:
                 inside.append(Value(fresh().number, depth, depth))
         if length:
             self.run(eqn.params["jaxpr"], inside, body)
-        is_bmap = any(e.primitive.name.startswith(_BMAP) for e in jaxpr.eqns)
-        place = f"{length} chunks of a bmap" if is_bmap else f"a scan of {length}"
-        passes = None if is_bmap else length
-        block.entries += [repeated(entry, exactly(length), place, (depth, passes)) for entry in body.entries]
+        place = f"a scan of {length}"
+        block.entries += [repeated(entry, exactly(length), place, (depth, length)) for entry in body.entries]
         return [fresh(given) for _ in eqn.outvars]
+
+    def bmap(self, eqn: Any, given: list[Value], block: Block) -> list[Value]:
+        """The chunks of a `bmap`."""
+        return self._loop_once(eqn, given, block, lambda: self._bmap(eqn, given, block))
+
+    def _bmap(self, eqn: Any, given: list[Value], block: Block) -> list[Value]:
+        frame, depth = eqn.params["frame"], block.depth + 1
+        for k, (body, segment) in enumerate(zip(eqn.params["bodies"], frame.segments, strict=True)):
+            if segment.count == 1:
+                self.run(body, [fresh([value]) for value in frame.of_inputs(k, given)], block)
+                continue
+            inside = block.inner(loop=True)
+            self.run(body, frame.of_inputs(k, self._in_chunk(frame, given, depth)), inside)
+            place = f"{segment.count} chunks of a bmap"
+            block.entries += [repeated(entry, exactly(segment.count), place, (depth, None)) for entry in inside.entries]
+        return [fresh(given) for _ in eqn.outvars]
+
+    def _in_chunk(self, frame: Any, given: list[Value], depth: int) -> list[Value]:
+        """What the operands of a `bmap` are within a chunk."""
+        carried, parts = {i for i, _ in frame.carried}, dict[int, Value]()
+        inside = []
+        for i, (value, slot) in enumerate(zip(given, frame.inputs, strict=True)):
+            if i in carried:
+                inside.append(Value(fresh().number, depth, depth))
+            elif slot is None:
+                inside.append(value)
+            else:
+                inside.append(parts.setdefault(value.number, Value(fresh().number, depth, value.serial)))
+        return inside
 
     def while_loop(self, eqn: Any, given: list[Value], block: Block) -> list[Value]:
         """A `while_loop`: nobody knows how often."""
@@ -242,6 +267,7 @@ class Walker:
 
 _STRUCTURED: dict[str, Callable[[Walker, Any, list[Value], Block], list[Value]]] = {
     "scan": Walker.scan,
+    "bmap_loop": Walker.bmap,
     "while": Walker.while_loop,
     "cond": Walker.cond,
     "shard_map": Walker.shard_map,

@@ -45,9 +45,14 @@ def result_type(like: Any, shape: tuple[int, ...], dtype: Any, spec: tuple[Any, 
 
 def with_lead(aval: Any, size: int) -> Any:
     """The abstract array with a leading dimension more."""
-    if aval.sharding.mesh.empty:
-        return jax.core.ShapedArray((size, *aval.shape), aval.dtype)
-    return result_type(aval, (size, *aval.shape), aval.dtype, (None, *aval.sharding.spec))
+    return with_axis(aval, 0, size)
+
+
+def with_axis(aval: Any, axis: int, size: int) -> Any:
+    """The abstract array with one more dimension."""
+    spec = aval.sharding.spec
+    shape = (*aval.shape[:axis], size, *aval.shape[axis:])
+    return result_type(aval, shape, aval.dtype, (*spec[:axis], None, *spec[axis:]))
 
 
 def is_export(ctx: mlir.LoweringRuleContext) -> bool:
@@ -68,3 +73,18 @@ def hijax_primitive_class() -> Any:
     except ImportError:
         return None
     return getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive
+
+
+def closed_like(closed: Any, jaxpr: Any) -> Any:
+    """The jaxpr, closed over the constants of another that it was made of."""
+    from jax.extend.core import ClosedJaxpr  # noqa: PLC0415  # the package imports Pallas, as said above
+
+    # From jax 0.12 on each jaxpr has its own constants, and the two classes are one.
+    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, closed.consts)
+
+
+def without_axis(aval: Any, axis: int) -> Any:
+    """The abstract array without one of its dimensions."""
+    spec = aval.sharding.spec
+    shape = (*aval.shape[:axis], *aval.shape[axis + 1 :])
+    return result_type(aval, shape, aval.dtype, (*spec[:axis], *spec[axis + 1 :]))

@@ -11,7 +11,7 @@ from foreign import COMBINE, METHODS, arguments, expected_calls, made
 
 import batchrules
 from batchrules._bmap import bmap
-from batchrules._bmap_loop import plan_chunks
+from batchrules._bmap_plan import plan_chunks
 
 
 @pytest.mark.parametrize("size", [8, 11, 13])
@@ -48,7 +48,9 @@ def test_chunks_cover_the_axis_once(size, batch_size):
     assert plan.size <= batch_size
     assert plan.first < batch_size
     assert plan.num_chunks <= 2 * -(-size // batch_size)
-    assert list(plan.starts()) == [plan.first + k * plan.size for k in range(plan.count)]
+    chunks = [segment.start + k * segment.size for segment in plan.segments for k in range(segment.count)]
+    assert chunks == [0] * (plan.first > 0) + [plan.first + k * plan.size for k in range(plan.count)]
+    assert plan.segments[-1].stop == size
 
 
 def test_equal_chunks_where_the_axis_divides():

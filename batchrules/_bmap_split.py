@@ -1,0 +1,197 @@
+"""A loop over chunks cut in two: a loop of what is known early, and a loop of the rest, for reverse mode.
+
+What the second needs of the first are *residuals*. Most are there already: whole operands, or results. What does not
+depend on the chunk is computed once, before the loop. The others are stacked, for each segment apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Literal
+
+from batchrules._bmap_body import Body, Cut, cut, cut_to_run_again, depends, prune, run, with_outputs
+from batchrules._bmap_frame import Frame, Slot, either
+from batchrules._bmap_loop import bind, traced_bodies
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A loop whose bodies are cut in two. What is carried is known before a chunk if it is known after each."""
+
+    frame: Frame
+    cuts: list[Cut]
+    unknown: list[bool]
+    unknown_results: list[bool]
+
+    @property
+    def known(self) -> list[bool]:
+        return [not is_unknown for is_unknown in self.unknown]
+
+    @property
+    def known_results(self) -> list[bool]:
+        return [not is_unknown for is_unknown in self.unknown_results]
+
+    def known_in(self, segment: int) -> list[int]:
+        """The numbers of the operands that are known, of those that a segment's body takes."""
+        numbers = self.frame.of_inputs(segment, range(len(self.frame.inputs)))
+        return list(compress(numbers, self.frame.of_inputs(segment, self.known)))
+
+    def known_out(self, segment: int) -> list[int]:
+        """The numbers of the results that are known, of those that a segment's body gives."""
+        numbers = self.frame.of_outputs(segment, range(len(self.frame.outputs)))
+        return list(compress(numbers, self.frame.of_outputs(segment, self.known_results)))
+
+
+def halves(bodies: Sequence[Body], frame: Frame, unknown: Sequence[bool]) -> Halves:
+    """Cut a loop by its unknown operands."""
+    cut_one = cut_to_run_again if frame.checkpoint else cut
+    operands, results = list(unknown), [False] * len(frame.outputs)
+    while True:
+        for i, j in frame.carried:
+            operands[i] = results[j] = operands[i] or results[j]
+        cuts = [
+            cut_one(body, frame.of_inputs(k, operands), frame.of_outputs(k, results)) for k, body in enumerate(bodies)
+        ]
+        found = either(results, *(frame.for_outputs(k, c.unknown_outputs, default=False) for k, c in enumerate(cuts)))
+        is_stable = all(operands[i] == found[j] for i, j in frame.carried)
+        if is_stable and all(list(c.unknown_outputs) == frame.of_outputs(k, found) for k, c in enumerate(cuts)):
+            return Halves(frame, cuts, operands, found)
+        results = found
+
+
+# --- residuals -------------------------------------------------------------------------------------------------------
+
+
+class _Residual(NamedTuple):
+    """Where the second loop finds something that it needs of the first.
+
+    `kind` is "operand" or "result" (of the first loop, `number` counts them), "once" or "stacked" (of a segment's body,
+    `number` counts its residuals).
+    """
+
+    kind: str
+    number: int
+    segment: int | None = None
+
+
+def _residuals(cut_up: Halves, segment: int) -> list[_Residual]:
+    """The residuals of a segment's body, in the order in which the rest takes them."""
+    frame, body = cut_up.frame, cut_up.cuts[segment].known
+    operands, results = cut_up.known_in(segment), cut_up.known_out(segment)
+    carried = dict(frame.carried)
+    varies = [frame.inputs[i] is not None or i in carried for i in operands]
+    outvars, changes = body.jaxpr.outvars, depends(body, varies)
+    places: dict[Any, _Residual] = {
+        v: _Residual("result", j) for v, j in zip(outvars, results, strict=False) if frame.outputs[j] is not None
+    }
+    inputs = zip(body.jaxpr.invars, operands, strict=True)
+    places |= {v: _Residual("operand", i) for v, i in inputs if i not in carried}
+    found = []
+    for number, v in enumerate(outvars[len(results) :]):
+        kind = "stacked" if changes[len(results) + number] else "once"
+        own = _Residual(kind, number, segment)
+        found.append(own if isinstance(v, Literal) else places.setdefault(v, own))
+    return found
+
+
+class FirstLoop:
+    """The loop of what is known, run.
+
+    Attributes:
+        results: The results of the whole loop that are known, in order.
+    """
+
+    def __init__(self, cut_up: Halves, operands: Sequence[Any]) -> None:
+        """`operands` has None for those that are not known."""
+        self._halves, self._operands = cut_up, operands
+        segments = range(len(cut_up.cuts))
+        self._needed = [_residuals(cut_up, k) for k in segments]
+        self.results: list[Any] = []
+        self._values: dict[_Residual, Any] = {}
+        self._run_loop()
+        for k in segments:
+            self._run_once(k)
+        self._find_operands_and_results()
+
+    def _of_kind(self, kind: str, segment: int) -> list[_Residual]:
+        own = (r for r in self._needed[segment] if r.kind == kind)
+        return list(dict.fromkeys(own))
+
+    def _run_loop(self) -> None:
+        up, frame = self._halves, known_frame(self._halves)
+        stacked = [r for k in range(len(up.cuts)) for r in self._of_kind("stacked", k)]
+        frame = replace(frame, outputs=(*frame.outputs, *(Slot(0, r.segment) for r in stacked)))
+        if not frame.outputs and not frame.on_chunk and not any(c.known.effects for c in up.cuts):
+            return
+        bodies = [known_body(up, k, [r.number for r in self._of_kind("stacked", k)]) for k in range(len(up.cuts))]
+        found = bind(bodies, frame, list(compress(self._operands, up.known)))
+        count = len(found) - len(stacked)
+        self.results = found[:count]
+        self._values |= dict(zip(stacked, found[count:], strict=True))
+
+    def _run_once(self, segment: int) -> None:
+        once = self._of_kind("once", segment)
+        if not once:
+            return
+        body, used = _only(self._halves, segment, [r.number for r in once])
+        given = compress((self._operands[i] for i in self._halves.known_in(segment)), used)
+        self._values |= dict(zip(once, run(body, given), strict=True))
+
+    def _find_operands_and_results(self) -> None:
+        numbers = compress(range(len(self._halves.frame.outputs)), self._halves.known_results)
+        results = dict(zip(numbers, self.results, strict=True))
+        for residual in (r for needed in self._needed for r in needed):
+            if residual.kind == "operand":
+                self._values[residual] = self._operands[residual.number]
+            if residual.kind == "result":
+                self._values[residual] = results[residual.number]
+
+    def _slot(self, residual: _Residual) -> Slot | None:
+        if residual.kind == "stacked":
+            return Slot(0, residual.segment)
+        frame = self._halves.frame
+        slots = {"operand": frame.inputs, "result": frame.outputs}.get(residual.kind)
+        return slots[residual.number] if slots else None
+
+    def second(self, types: Sequence[Any]) -> tuple[tuple[Body, ...], Frame, list[Any]]:
+        """The loop of the rest: bodies, frame, and the residuals, which come before the unknown operands.
+
+        `types` has those of the unknown operands.
+        """
+        up = self._halves
+        residuals = list(self._values)
+        old = up.frame.restricted(up.unknown, up.unknown_results)
+        frame = old.behind([self._slot(r) for r in residuals])
+        frame = replace(frame, on_chunk=None)
+
+        def step(segment: int, values: list[Any]) -> list[Any]:
+            names = frame.of_inputs(segment, [*residuals, *([None] * len(types))])
+            count = sum(name is not None for name in names)
+            own = dict(zip(names[:count], values[:count], strict=True))
+            return up.cuts[segment].rest([own[r] for r in self._needed[segment]], values[count:])
+
+        held = list(self._values.values())
+        return tuple(traced_bodies(step, frame, [*map(jax.typeof, held), *types])), frame, held
+
+
+def known_frame(cut_up: Halves) -> Frame:
+    """The frame of the loop of what is known."""
+    return cut_up.frame.restricted(cut_up.known, cut_up.known_results)
+
+
+def known_body(cut_up: Halves, segment: int, residuals: Sequence[int] = ()) -> Body:
+    """A segment's body of what is known, which gives these residuals too."""
+    one = cut_up.cuts[segment]
+    own = [True] * one.unknown_outputs.count(False)
+    return with_outputs(one.known, [*own, *(r in residuals for r in range(one.num_residuals))])
+
+
+def _only(cut_up: Halves, segment: int, residuals: Sequence[int]) -> tuple[Body, list[bool]]:
+    one = cut_up.cuts[segment]
+    own = [False] * one.unknown_outputs.count(False)
+    return prune(one.known, [*own, *(r in residuals for r in range(one.num_residuals))])
