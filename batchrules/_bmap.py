@@ -14,7 +14,7 @@ class ChunkedFunction(Protocol):
 
     batch_size_for: Callable[..., int]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
 
 BatchSize = int | Literal["auto"] | None
@@ -94,7 +94,8 @@ def bmap(  # noqa: PLR0913  # the arguments of jax.vmap, and ours
         progress: whether to show a bar over the chunks (with tqdm), or its description.
 
     Returns:
-        The mapped function. Its method `batch_size_for(*args)` tells the most elements in a chunk for such arguments.
+        The mapped function. Its method `batch_size_for(*args)` tells the batch size for such arguments: no chunk has
+        more elements.
 
     Raises:
         TypeError: an argument of `bmap` has the wrong type.

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from batchrules._bmap_frame import Frame
-from batchrules._bmap_sharding import placed_like, plain_type
+from batchrules._bmap_sharding import is_placed_explicitly, placed_like, plain_type
 from batchrules._jax_versions import cast_varying, varying_axes
 
 
@@ -48,11 +48,6 @@ def _allocated(frame: Frame, j: int, operands: Sequence[Any], kind: Any) -> Any:
         kept, into = known.axis - 1, new.axis - 1
     corner = _as_dtype(_corner(after, kept), kind.dtype)
     return lax.broadcast_in_dim(corner, kind.shape, () if into is None else (into,))
-
-
-def is_placed_explicitly(x: Any) -> bool:
-    """Whether an array's type says on which devices its parts lie."""
-    return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
 def filled(kind: Any, number: int = 0) -> Any:

@@ -17,29 +17,46 @@ import jax
 import jax.core
 import numpy as np
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.extend.core import Primitive
 from jax.interpreters import mlir, xla
 
 from batchrules._bmap_allocate import arrays_for_results
 from batchrules._bmap_body import Body, run, trace
 from batchrules._bmap_frame import Frame, Slot
-from batchrules._bmap_sharding import placed_like
+from batchrules._bmap_sharding import placed_like, vary_alike
 
 # A body before it is traced: takes a segment's number, and what a chunk of that segment takes.
 Step = Callable[[int, list[Any]], Sequence[Any]]
 
 
 def loop(step: Step, frame: Frame, operands: Sequence[Any]) -> list[Any]:
-    """Run a step over all chunks."""
+    """Run a step over all chunks. What it closes over becomes an operand."""
+    bodies, operands = _fitting(step, frame, operands)
+    closed = {id(x): x for body in bodies for x in body.consts}
+    if not closed:
+        return bind(bodies, frame, operands)
+
+    def opened(segment: int, values: list[Any]) -> Sequence[Any]:
+        given, body = dict(zip(closed, values, strict=False)), bodies[segment]
+        return eval_jaxpr(body.jaxpr, [given[id(x)] for x in body.consts], *values[len(closed) :])
+
+    frame = frame.behind([None] * len(closed))
+    operands = vary_alike([*closed.values(), *operands])
+    bodies, operands = _fitting(opened, frame, operands)
+    return bind(bodies, frame, operands)
+
+
+def _fitting(step: Step, frame: Frame, operands: Sequence[Any]) -> tuple[list[Body], list[Any]]:
+    """Bodies, and operands such that what is carried lies after a chunk where it lay before."""
     operands = list(operands)
     while True:
         bodies = traced_bodies(step, frame, [jax.typeof(x) for x in operands])
-        # What is carried must lie after a chunk where it lay before.
         types = frame.for_outputs(len(bodies) - 1, bodies[-1].out_avals, None)
         places = {i: types[j] for i, j in frame.carried}
         moved = [placed_like([x], [places[i]])[0] if i in places else x for i, x in enumerate(operands)]
         if all(new is old for new, old in zip(moved, operands, strict=True)):
-            return bind(bodies, frame, operands)
+            return bodies, operands
         operands = moved
 
 

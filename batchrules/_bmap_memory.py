@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from batchrules._bmap_sharding import is_placed_explicitly
+
 # Each try compiles the program. The first two tell how memory grows with the chunk; then a guess is rarely far off.
 MAX_TRIES = 8
 
@@ -25,8 +27,12 @@ def compiled_bytes(program: Callable[..., Any], *arguments: Any) -> int:
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
     """The type of an array, and where it lies, if that is known."""
-    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
     kind = jax.typeof(x)
+    sharding = None
+    if isinstance(x, Tracer):
+        sharding = kind.sharding if is_placed_explicitly(x) else None
+    elif isinstance(x, jax.Array):
+        sharding = x.sharding
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
 
 

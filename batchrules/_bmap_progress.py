@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,29 +19,55 @@ def check_progress(progress: Any) -> None:
         raise ImportError("bmap: progress needs the package tqdm; pip install 'batchrules[progress]' installs it.")
 
 
+@dataclass(eq=False)
+class _Run:
+    """One run of the mapped function: its bar, the chunks it came to, and whether it moved since a later run began."""
+
+    bar: Any
+    seen: set[int] = field(default_factory=set)
+    has_moved: bool = True
+
+
 class ProgressBar:
-    """A bar that each chunk moves on by one, from whatever thread, and that starts anew when it is full."""
+    """Bars over the chunks of a mapped function: one for each time that it is run, from whatever thread."""
 
     def __init__(self, total: int, description: str | None) -> None:
         self._total = total
         self._description = description
         self._lock = threading.Lock()
-        self._bar: Any = None
+        self._runs: list[_Run] = []
 
     def on_chunk(self, start: Any) -> None:
         """Let the program at hand report, when it is run, the chunk that starts there."""
         # The argument keeps the call in the loop: one that depends on nothing is moved out of it.
         jax.debug.callback(self.advance, start)
 
-    def advance(self, _start: Any) -> None:
-        """Move on by one chunk."""
+    def advance(self, start: Any) -> None:
+        """Move on by the chunk that starts there."""
         with self._lock:
-            if self._bar is None:
-                self._bar = self._new_bar()
-            self._bar.update()
-            if self._bar.n >= self._total:
-                self._bar.close()
-                self._bar = None
+            run = self._run_without(int(start))
+            run.seen.add(int(start))
+            run.has_moved = True
+            run.bar.update()
+            if len(run.seen) == self._total:
+                self._end(run)
+
+    def _run_without(self, start: int) -> _Run:
+        """The latest run that has not come to this chunk yet, or a new one: no run comes to a chunk twice."""
+        for run in reversed(self._runs):
+            if start not in run.seen:
+                return run
+        for run in self._runs:
+            run.has_moved = False
+        self._runs.append(_Run(self._new_bar()))
+        return self._runs[-1]
+
+    def _end(self, run: _Run) -> None:
+        """Close a run's bar, and those of earlier runs that have stood still since it began: they have failed."""
+        earlier = self._runs[: self._runs.index(run)]
+        for ended in [run, *(other for other in earlier if not other.has_moved)]:
+            ended.bar.close()
+            self._runs.remove(ended)
 
     def _new_bar(self) -> Any:
         tqdm = importlib.import_module("tqdm.auto").tqdm

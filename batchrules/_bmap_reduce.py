@@ -6,12 +6,14 @@ lead with the chunk's size), and `finish` it to the results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from batchrules._bmap_axes import is_none
 from batchrules._bmap_reduce_named import Extremum, Total
@@ -66,15 +68,16 @@ class Fold:
         return len(self.indices)
 
     def start(self, stacked: Sequence[Any]) -> list[Any]:
-        elements = [jax.eval_shape(lambda y: y[0], y) for y in stacked]
-        init = [_as_init(x, y) for x, y in zip(self._leaves(self.init, "`init`"), elements, strict=True)]
+        elements = [jax.ShapeDtypeStruct(y.shape[1:], y.dtype) for y in stacked]
+        leaves = enumerate(zip(self._leaves(self.init, "`init`"), elements, strict=True))
+        init = [_as_init(i, x, y) for i, (x, y) in leaves]
         combined = jax.eval_shape(self._combine, init, elements)
         for i, (now, then) in enumerate(zip(init, combined, strict=True)):
             if (now.shape, now.dtype) != (then.shape, then.dtype):
                 raise TypeError(
                     f"bmap: `combine` in reduce=(init, combine) must return what it is given; leaf {i} of `init` is "
                     f"{now.dtype}{list(now.shape)} and becomes {then.dtype}{list(then.shape)}. "
-                    "Give `init` the shape and dtype of the function's result for one element."
+                    "Let `combine` keep shapes and dtypes."
                 )
         return init
 
@@ -112,10 +115,39 @@ class Fold:
         return leaves
 
 
-def _as_init(init: Any, element: Any) -> Any:
+def _as_init(i: int, init: Any, element: Any) -> Any:
+    """A leaf of `init` as an array of the results' type. TypeError or ValueError where it is none."""
+    wanted = f"{element.dtype}{list(element.shape)}, the shape and dtype of the function's result for one element"
     if isinstance(init, bool | int | float | complex):
+        if not _has(element.dtype, init):
+            raise ValueError(f"bmap: leaf {i} of `init` in reduce=(init, combine) must be {wanted}; got {init!r}.")
         return jnp.full(element.shape, init, element.dtype)
+    if not isinstance(init, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"bmap: leaf {i} of `init` in reduce=(init, combine) must be a number or an array of {wanted}; "
+            f"got {init!r}."
+        )
+    if (init.shape, init.dtype) != (element.shape, element.dtype):
+        raise TypeError(
+            f"bmap: leaf {i} of `init` in reduce=(init, combine) must be {wanted}; got {init.dtype}{list(init.shape)}."
+        )
     return jnp.asarray(init)
+
+
+def _has(dtype: Any, number: complex) -> bool:
+    """Whether a dtype has such a number, rounded perhaps where it is inexact."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return True
+    if isinstance(number, complex):
+        return False
+    if jnp.issubdtype(dtype, jnp.floating):
+        return True
+    if dtype == jnp.bool_:
+        return number in (0, 1)
+    if not jnp.issubdtype(dtype, jnp.integer) or not math.isfinite(number):
+        return False
+    bounds = jnp.iinfo(dtype)
+    return number == int(number) and bounds.min <= number <= bounds.max
 
 
 # --- reading the argument --------------------------------------------------------------------------------------------

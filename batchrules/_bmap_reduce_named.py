@@ -55,7 +55,7 @@ def _wider(dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Extremum:
-    """The largest or smallest of one output.
+    """The largest or smallest of one output, in single precision at least until the end, for the derivative's sake.
 
     The state has a count of the elements that attain it, because equal ones share the derivative, as in
     `jax.numpy.max`.
@@ -66,8 +66,16 @@ class Extremum:
     num_state = 2
 
     def start(self, stacked: Sequence[Any]) -> list[Any]:
-        types = jax.eval_shape(self._of_chunk, stacked[0])
-        return [lax.full_like(types[0], _worst(types[0].dtype, largest=self.largest)), lax.full_like(types[1], 0)]
+        if jnp.issubdtype(stacked[0].dtype, jax.dtypes.extended):
+            raise TypeError(
+                f'bmap: reduce="{self._name}" needs numbers; the function\'s result is {stacked[0].dtype}'
+                f"{list(stacked[0].shape[1:])}. Stack it (reduce=None for this output)."
+            )
+        shape, dtype = stacked[0].shape[1:], _wider(stacked[0].dtype)
+        return [
+            jnp.full(shape, _worst(dtype, largest=self.largest), dtype),
+            jnp.zeros(shape, _count_dtype(dtype)),
+        ]
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
         return self.join(state, self._of_chunk(chunk[0]))
@@ -76,15 +84,18 @@ class Extremum:
         return list(_better(self.largest, *state, *later))
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
-        del stacked
         if size == 0:
             raise ValueError(
-                f'bmap: reduce="{"max" if self.largest else "min"}" of an axis of size 0 has no value; '
-                "map over at least one element."
+                f'bmap: reduce="{self._name}" of an axis of size 0 has no value; map over at least one element.'
             )
-        return [state[0]]
+        return [state[0].astype(stacked[0].dtype)]
+
+    @property
+    def _name(self) -> str:
+        return "max" if self.largest else "min"
 
     def _of_chunk(self, chunk: Any) -> tuple[Any, Any]:
+        chunk = chunk.astype(_wider(chunk.dtype))
         best = (jnp.max if self.largest else jnp.min)(chunk, axis=0)
         count = jnp.sum(chunk == best[None], axis=0, dtype=_count_dtype(best.dtype))
         return best, lax.stop_gradient(count)
@@ -116,6 +127,7 @@ def _better_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) 
     old, old_count, _, _ = primals
     best, count = _better(largest, *primals)
     weight = (jnp.where(old == best, old_count, jnp.zeros_like(old_count)) / count).astype(best.dtype)
+    weight = lax.stop_gradient(weight)
     # JAX 0.7 gives zeros that do not vary where the others do.
     d_old, d_new = (cast_varying(t, varying_axes(jax.typeof(weight))) for t in (tangents[0], tangents[2]))
     moved = weight * d_old + (1 - weight) * d_new

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numbers
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+import numpy as np
+from jax.sharding import NamedSharding, get_abstract_mesh
 
 from batchrules._bmap_axes import Arguments, flatten_arguments
 from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, largest_batch_size
@@ -18,6 +20,9 @@ from batchrules._bmap_progress import check_progress, make_bar
 from batchrules._bmap_reduce import Fold, Reduction, check_reduce, reductions_of
 from batchrules._bmap_sharding import axis_sharding, num_auto_devices, num_shards
 from batchrules._bmap_trace import Element, trace_element
+
+# How many choices of batch_size="auto" one mapped function remembers.
+MOST_CHOSEN = 128
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,15 @@ class Request:
     progress: bool | str
     chosen: dict[Any, int] = field(default_factory=dict)
 
-    def vmap(self, fun: Callable[..., Any], in_axes: Any) -> Callable[..., Any]:
-        """`jax.vmap` of a function as it was asked for, but for the axes of the inputs."""
-        return jax.vmap(fun, in_axes, self.out_axes, axis_name=self.axis_name, axis_size=self.axis_size)
+    def vmap(self, fun: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+        """`jax.vmap` of a function as it was asked for, but for the axes."""
+        return jax.vmap(fun, in_axes, out_axes, axis_name=self.axis_name, axis_size=self.axis_size)
 
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
+    def plain(self, /, *args: Any, **kwargs: Any) -> Any:
         """`jax.vmap` of the function, called."""
-        return self.vmap(self.fun, self.in_axes)(*args, **kwargs)
+        return self.vmap(self.fun, self.in_axes, self.out_axes)(*args, **kwargs)
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """The mapped function, called."""
         call = self._read(args, kwargs)
         if call is None:
@@ -69,8 +74,8 @@ class Request:
         program = self.program(call, element, self._choose(call, element))
         return program.run(element.closed, call.arguments.mapped)
 
-    def batch_size_for(self, *args: Any, **kwargs: Any) -> int:
-        """The most elements in a chunk, for such arguments."""
+    def batch_size_for(self, /, *args: Any, **kwargs: Any) -> int:
+        """The batch size for such arguments: no chunk has more elements."""
         call = self._read(args, kwargs)
         if call is None:
             self.plain(*args, **kwargs)
@@ -90,7 +95,10 @@ class Request:
         return self.batch_size is None or (self.batch_size != "auto" and int(self.batch_size) >= call.shard_size)
 
     def _trace(self, arguments: Arguments) -> Element:
-        return trace_element(self.fun, arguments, self.vmap, self.out_axes)
+        def reduced(treedef: Any) -> set[int]:
+            return {i for reduction in reductions_of(self.reduce, treedef) for i in reduction.indices}
+
+        return trace_element(self.fun, arguments, self.vmap, self.out_axes, None if self.reduce is None else reduced)
 
     def program(self, call: Call, element: Element, batch_size: int) -> Program:
         """The program that carries the call out with this batch size."""
@@ -139,14 +147,17 @@ class Request:
         chosen = largest_batch_size(bytes_for, call.shard_size, available_bytes(self.max_bytes))
         if key is not None:
             self.chosen[key] = chosen
+            # The oldest; in one step, because other threads may be here too.
+            for old in list(self.chosen)[:-MOST_CHOSEN]:
+                self.chosen.pop(old, None)
         return chosen
 
 
 def _key(call: Call, element: Element) -> Any:
     """What a choice of the batch size is remembered by; None where nothing can be told from the arguments."""
-    mapped = tuple((x.shape, x.dtype, axis) for x, axis in call.arguments.mapped_pairs)
+    mapped = tuple((abstract(x), axis) for x, axis in call.arguments.mapped_pairs)
     others = tuple(_kind(x) for x in (*call.arguments.unmapped, *element.closed))
-    key = (call.arguments.treedef, call.over, mapped, others)
+    key = (call.arguments.treedef, get_abstract_mesh(), mapped, others)
     try:
         hash(key)
     except TypeError:
@@ -155,11 +166,17 @@ def _key(call: Call, element: Element) -> Any:
 
 
 def _kind(x: Any) -> Any:
-    return (x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else (type(x), x)
+    """What is remembered of an argument: of an array its type and place, and no object that could be large."""
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return abstract(x)
+    try:
+        return type(x), weakref.ref(x)
+    except TypeError:
+        return type(x), x
 
 
 def _whole(call: Call) -> tuple[Layout, ChunkPlan]:
-    return Layout(call.size), plan_one_chunk(call.size)
+    return Layout(call.size, num_shards(call.over), call.over), plan_one_chunk(call.shard_size)
 
 
 def _chunked(call: Call, batch_size: int, reductions: Sequence[Reduction]) -> tuple[Layout, ChunkPlan]:
@@ -181,11 +198,11 @@ def check_request(request: Request) -> None:
         raise TypeError(f"bmap: checkpoint must be True or False; got {request.checkpoint!r}.")
     check_reduce(request.reduce)
     check_progress(request.progress)
-    request.vmap(request.fun, request.in_axes)  # which checks the axes
+    request.vmap(request.fun, request.in_axes, request.out_axes)  # which checks the axes
 
 
 def _check_batch_size(batch_size: Any) -> None:
-    if batch_size is None or batch_size == "auto":
+    if batch_size is None or (isinstance(batch_size, str) and batch_size == "auto"):
         return
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
         raise TypeError(f'bmap: batch_size must be an int of at least 1, "auto" or None; got {batch_size!r}.')

@@ -51,10 +51,9 @@ def num_auto_devices() -> int:
     return math.prod(size for size, kind in types if kind == AxisType.Auto)
 
 
-def is_placed(x: Any) -> bool:
-    """Whether an array's type says where it lies: explicitly sharded, or varying over manual mesh axes."""
-    kind = jax.typeof(x)
-    return any(entry is not None for entry in kind.sharding.spec) or bool(varying_axes(kind))
+def is_placed_explicitly(x: Any) -> bool:
+    """Whether an array's type says on which devices its parts lie."""
+    return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
 def placed_like(values: Sequence[Any], types: Sequence[Any]) -> list[Any]:
@@ -83,4 +82,4 @@ def plain_type(kind: Any) -> jax.ShapeDtypeStruct:
 def replicated(x: Any) -> Any:
     """An explicitly sharded array, whole on each device."""
     mesh = jax.typeof(x).sharding.mesh
-    return reshard(x, NamedSharding(mesh, PartitionSpec())) if is_placed(x) else x
+    return reshard(x, NamedSharding(mesh, PartitionSpec())) if is_placed_explicitly(x) else x

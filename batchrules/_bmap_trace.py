@@ -57,10 +57,14 @@ class Shared:
 def trace_element(
     fun: Callable[..., Any],
     arguments: Arguments,
-    vmap: Callable[[Callable[..., Any], Any], Callable[..., Any]],
+    vmap: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]],
     out_axes: Any,
+    reduced: Callable[[Any], set[int]] | None,
 ) -> Element:
-    """Trace the function once. `vmap(fun, in_axes)` is `jax.vmap` with the user's other arguments."""
+    """Trace the function once. `vmap(fun, in_axes, out_axes)` is `jax.vmap` with the user's other arguments.
+
+    `reduced` tells from the output's structure which of its leaves are reduced: `out_axes` plays no role for these.
+    """
     found: dict[str, Any] = {}
 
     def traced(*mapped: Any) -> Any:
@@ -68,11 +72,30 @@ def trace_element(
             leaves, found["treedef"] = jax.tree.flatten(arguments.call(fun, values))
             return leaves
 
-        closed = found["closed"] = jax.make_jaxpr(flat)(*mapped)
+        found["closed"] = jax.make_jaxpr(flat)(*mapped)
+        return again(*mapped)
+
+    def again(*mapped: Any) -> Any:
+        closed = found["closed"]
         return jax.tree.unflatten(found["treedef"], eval_jaxpr(closed.jaxpr, closed.consts, *mapped))
 
-    stacked = jax.eval_shape(vmap(traced, tuple(arguments.mapped_axes)), *arguments.mapped)
+    in_axes = tuple(arguments.mapped_axes)
+    if reduced is None:
+        stacked = jax.eval_shape(vmap(traced, in_axes, out_axes), *arguments.mapped)
+    else:
+        jax.eval_shape(vmap(lambda *mapped: (traced(*mapped), ())[1], in_axes, 0), *arguments.mapped)
+        out_axes = _with_front(out_axes, found["treedef"], reduced(found["treedef"]))
+        stacked = jax.eval_shape(vmap(again, in_axes, out_axes), *arguments.mapped)
     return _cut(found["closed"], found["treedef"], spread(out_axes, stacked), jax.tree.leaves(stacked))
+
+
+def _with_front(out_axes: Any, treedef: Any, leaves: set[int]) -> Any:
+    """`out_axes` with 0 for some leaves of the output; as it is where it does not fit, so that vmap says so."""
+    try:
+        axes = spread(out_axes, jax.tree.unflatten(treedef, range(treedef.num_leaves)))
+    except ValueError:
+        return out_axes
+    return jax.tree.unflatten(treedef, [0 if i in leaves else axis for i, axis in enumerate(axes)])
 
 
 def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[Any]) -> Element:
