@@ -53,7 +53,7 @@ def reached_from(start: Iterable[Var], eqns: Iterable[JaxprEqn]) -> set[Var]:
 def depends(body: Body, on: Sequence[bool]) -> list[bool]:
     """Which outputs depend on the inputs that are marked."""
     jaxpr: Jaxpr = body.jaxpr
-    reached = reached_from((v for v, marked in zip(jaxpr.invars, on, strict=True) if marked), jaxpr.eqns)
+    reached = reached_from(compress(jaxpr.invars, on), jaxpr.eqns)
     return [isinstance(v, Var) and v in reached for v in jaxpr.outvars]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
@@ -16,6 +17,7 @@ from batchrules._bmap_body import Body, depends, prune, run, trace, with_outputs
 from batchrules._bmap_frame import Frame, Slot, either, marked, pairs_in_place
 from batchrules._bmap_loop import bind, effects_of, loop, loop_p
 from batchrules._bmap_sharding import placed_like
+from batchrules._jax_versions import with_lead
 
 # --- jvp -------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +114,8 @@ def _batch(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], *, bodies: tuple[Body, ...], frame: Frame
 ) -> tuple[list[Any], list[int | None]]:
     def results(batched: list[bool]) -> list[bool]:
-        return either(*(_batched_results(frame, k, body, batched) for k, body in enumerate(bodies)))
+        owns = [_batched_results(axis, body, frame.of_inputs(k, batched)) for k, body in enumerate(bodies)]
+        return either(*(frame.for_outputs(k, own, default=False) for k, own in enumerate(owns)))
 
     batched = frame.with_carried([dim is not None for dim in dims], results)
     gives = results(batched)
@@ -120,15 +123,8 @@ def _batch(
         gives[j] = batched[i]
 
     def step(segment: int, values: list[Any]) -> Sequence[Any]:
-        mapped = jax.vmap(
-            lambda *values: run(bodies[segment], values),
-            in_axes=tuple(_lead(frame.of_inputs(segment, batched))),
-            out_axes=_lead(frame.of_outputs(segment, gives)),
-            axis_size=axis.size,
-            axis_name=axis.name,
-            spmd_axis_name=axis.spmd_name,
-        )
-        return mapped(*values)
+        ins, outs = frame.of_inputs(segment, batched), frame.of_outputs(segment, gives)
+        return _vmap(axis, bodies[segment], ins, outs)(*values)
 
     fronted = [
         batching.bdim_at_front(x, dim, axis.size) if is_batched else x
@@ -143,10 +139,50 @@ def _batch(
     return loop(step, deeper, fronted), _lead(gives)
 
 
-def _batched_results(frame: Frame, segment: int, body: Body, batched: Sequence[bool]) -> list[bool]:
-    # A collective over the axis may depend on it without an operand that does.
-    own = [True] * len(body.out_avals) if body.effects else depends(body, frame.of_inputs(segment, batched))
-    return frame.for_outputs(segment, own, default=False)
+def _vmap(axis: Any, body: Body, ins: Sequence[bool], outs: Sequence[bool], each: Any = None) -> Callable[..., Any]:
+    """A body over a batch; `each`, if there is one, is called with each result."""
+
+    def one(*values: Any) -> list[Any]:
+        results = run(body, values)
+        return results if each is None else [each(i, x) for i, x in enumerate(results)]
+
+    return jax.vmap(
+        one,
+        in_axes=tuple(_lead(ins)),
+        out_axes=_lead(outs),
+        axis_size=axis.size,
+        axis_name=axis.name,
+        spmd_axis_name=axis.spmd_name,
+    )
+
+
+def _batched_results(axis: Any, body: Body, batched: Sequence[bool]) -> list[bool]:
+    """Which results of a body differ within a batch. JAX knows, and tells a primitive that each result goes through."""
+    found = [_Mark() for _ in body.out_avals]
+    everything = [True] * len(found)
+    mapped = _vmap(axis, body, batched, everything, lambda i, x: _probe_p.bind(x, mark=found[i]))
+    types = [
+        with_lead(aval, axis.size) if is_batched else aval
+        for aval, is_batched in zip(body.in_avals, batched, strict=True)
+    ]
+    trace(mapped, types)
+    return [mark.is_batched for mark in found]
+
+
+@dataclass(eq=False)
+class _Mark:
+    is_batched: bool = False
+
+
+def _note_batch(args: Sequence[Any], dims: Sequence[int | None], *, mark: _Mark) -> tuple[Any, int | None]:
+    mark.is_batched = dims[0] is not None
+    return args[0], dims[0]
+
+
+_probe_p = Primitive("bmap_probe")
+_probe_p.def_impl(lambda x, **_params: x)
+_probe_p.def_abstract_eval(lambda aval, **_params: aval)
+batching.primitive_batchers[_probe_p] = _note_batch
 
 
 def _lead(batched: Sequence[bool]) -> list[int | None]:

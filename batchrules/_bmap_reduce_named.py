@@ -95,7 +95,8 @@ class Extremum:
         return "max" if self.largest else "min"
 
     def _of_chunk(self, chunk: Any) -> tuple[Any, Any]:
-        chunk = chunk.astype(_wider(chunk.dtype))
+        # Computed once, or else XLA may compute it twice, differently, and then nothing equals the best.
+        chunk = lax.optimization_barrier(chunk.astype(_wider(chunk.dtype)))
         best = (jnp.max if self.largest else jnp.min)(chunk, axis=0)
         count = jnp.sum(chunk == best[None], axis=0, dtype=_count_dtype(best.dtype))
         return best, lax.stop_gradient(count)

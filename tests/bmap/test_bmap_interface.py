@@ -462,6 +462,8 @@ def test_auto_tells_apart_arrays_on_one_device_and_on_several(auto_mesh, order):
 @pytest.mark.parametrize("share", [0.4, 1.2])
 @pytest.mark.parametrize("jit", [False, True])
 def test_auto_on_an_explicit_mesh(explicit_mesh, jit, share):
+    if jit and jax.__version_info__ < (0, 8):
+        pytest.skip("JAX 0.7 compiles nothing under jit on an Explicit mesh: it does not know the devices there")
     with set_mesh(explicit_mesh):
         a = jax.device_put(many(), NamedSharding(explicit_mesh, P("x")))
         ours = automatic(share)
