@@ -107,7 +107,6 @@ def test_results_that_do_not_take_part():
     assert_close(ours(*args), jax.grad(first(jax.vmap), (0, 1))(*args))
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 transposes a scan only within a derivative")
 @pytest.mark.parametrize("size", [7, 8])
 def test_linear_transpose(size):
     weights, ct = random((4, 3)), random((size, 4), 1)
@@ -252,13 +251,6 @@ def _product(results):
     return results[0] * results[1]
 
 
-# There jax.lax.map cannot be transposed beside a mapped constant either.
-needs_transposed_scans = pytest.mark.skipif(
-    jax.__version_info__ < (0, 9), reason="JAX before 0.9 transposes no scan that has a constant to slice"
-)
-
-
-@needs_transposed_scans
 @pytest.mark.parametrize("batch_size", [2, 4])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_linear_transpose_beside_a_mapped_constant(operator, batch_size):
@@ -269,7 +261,6 @@ def test_linear_transpose_beside_a_mapped_constant(operator, batch_size):
     check_equal(transposed(lambda f: bmap(f, batch_size=batch_size))[0], transposed(jax.vmap)[0])
 
 
-@needs_transposed_scans
 def test_grad_through_a_solver_whose_operator_is_chunked():
     def solved(mapping, scales):
         def operator(x):

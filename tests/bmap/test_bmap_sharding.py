@@ -136,8 +136,6 @@ def test_batch_size_counts_on_each_device_of_an_explicit_mesh(explicit_mesh):
 @pytest.mark.parametrize("reduce", [None, "sum", "max"])
 def test_inside_shard_map(auto_mesh, checkpoint, reduce):
     """With a smaller chunk, types that vary, and cotangents that are summed over the devices."""
-    if (reduce, checkpoint) == ("max", False) and jax.__version_info__ < (0, 8):
-        pytest.skip("JAX 0.7 forgets that a cotangent of zero varies over the devices")
     args = arguments(auto_mesh)
 
     def over_devices(w, a):
