@@ -38,11 +38,12 @@ def arrays_for_results(frame: Frame, operands: Sequence[Any], types: Sequence[An
 
 
 def _allocated(frame: Frame, j: int, operands: Sequence[Any], kind: Any) -> Any:
-    after = None if frame.after is None else operands[frame.after]
-    # Explicitly sharded arrays are left alone: an element of one lies on one device.
-    if after is None or after.size == 0 or is_placed_explicitly(after):
+    if frame.after is None:
         return filled(kind, j)
-    known, new = frame.inputs[frame.after or 0], frame.outputs[j]
+    after, known, new = operands[frame.after], frame.inputs[frame.after], frame.outputs[j]
+    # Explicitly sharded arrays are left alone: an element of one lies on one device.
+    if after.size == 0 or is_placed_explicitly(after):
+        return filled(kind, j)
     kept = into = None
     if frame.in_blocks and known and new and new.segment is None:
         kept, into = known.axis - 1, new.axis - 1

@@ -57,12 +57,28 @@ def depends(body: Body, on: Sequence[bool]) -> list[bool]:
     return [isinstance(v, Var) and v in reached for v in jaxpr.outvars]
 
 
+def needed_for(jaxpr: Jaxpr, wanted: Iterable[Any]) -> list[JaxprEqn]:
+    """The equations that some variables depend on, in order."""
+    needed, kept = set(variables(wanted)), []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(variables(eqn.invars))
+            kept.append(eqn)
+    return kept[::-1]
+
+
 # --- less of a program -----------------------------------------------------------------------------------------------
 
 
 def with_outputs(body: Body, wanted: Sequence[bool]) -> Body:
     """The program of some of the outputs, of all inputs."""
     return prune(body, wanted, keep=True)[0]
+
+
+def alone(body: Body, wanted: Sequence[int]) -> Body:
+    """The program of these outputs, of all inputs, without effects of anything else."""
+    outputs = [body.jaxpr.outvars[i] for i in wanted]
+    return closed_like(body, body.jaxpr.replace(eqns=needed_for(body.jaxpr, outputs), outvars=outputs))
 
 
 def prune(body: Body, wanted: Sequence[bool], *, keep: bool | Sequence[bool] = False) -> tuple[Body, list[bool]]:

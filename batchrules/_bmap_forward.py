@@ -58,16 +58,13 @@ class _Moving:
 def _find_moving(bodies: Sequence[Body], frame: Frame, operands: Sequence[bool]) -> _Moving:
     doubled: list[_Doubled] = []
 
-    def results(operands: list[bool]) -> list[bool]:
-        doubled[:] = [_Doubled(frame, segment, body, operands) for segment, body in enumerate(bodies)]
+    def find(moving: list[bool]) -> list[bool]:
+        doubled[:] = [_Doubled(frame, segment, body, moving) for segment, body in enumerate(bodies)]
         return either(*(one.moves for one in doubled))
 
-    operands = frame.with_carried(operands, results)
-    moves = either(*(one.moves for one in doubled))
-    for i, j in frame.carried:
-        # What moves before a chunk has a tangent after it, be it zero.
-        moves[j] = operands[i]
-    return _Moving(operands, moves, [one.body(moves) for one in doubled])
+    # What moves before a chunk has a tangent after it, be it zero.
+    moving, moves = frame.with_carried(operands, find)
+    return _Moving(moving, moves, [one.body(moves) for one in doubled])
 
 
 class _Doubled:
@@ -113,21 +110,18 @@ class _Doubled:
 def _batch(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], *, bodies: tuple[Body, ...], frame: Frame
 ) -> tuple[list[Any], list[int | None]]:
-    def results(batched: list[bool]) -> list[bool]:
+    def find(batched: list[bool]) -> list[bool]:
         owns = [_batched_results(axis, body, frame.of_inputs(k, batched)) for k, body in enumerate(bodies)]
         return either(*(frame.for_outputs(k, own, default=False) for k, own in enumerate(owns)))
 
-    batched = frame.with_carried([dim is not None for dim in dims], results)
-    gives = results(batched)
-    for i, j in frame.carried:
-        gives[j] = batched[i]
+    batched, gives = frame.with_carried([dim is not None for dim in dims], find)
 
     def step(segment: int, values: list[Any]) -> Sequence[Any]:
         ins, outs = frame.of_inputs(segment, batched), frame.of_outputs(segment, gives)
         return _vmap(axis, bodies[segment], ins, outs)(*values)
 
     fronted = [
-        batching.bdim_at_front(x, dim, axis.size) if is_batched else x
+        batching.bdim_at_front(x, dim, axis.size, axis.explicit_mesh_axis) if is_batched else x
         for x, dim, is_batched in zip(operands, dims, batched, strict=True)
     ]
     deeper = replace(

@@ -78,6 +78,14 @@ class Frame:
         """Of something for each result, what is for a segment's body."""
         return [x for x, slot in zip(each, self.outputs, strict=True) if _is_in(segment, slot)]
 
+    def numbers_in(self, segment: int) -> list[int]:
+        """The numbers of the operands that a segment's body takes something of."""
+        return self.of_inputs(segment, range(len(self.inputs)))
+
+    def numbers_out(self, segment: int) -> list[int]:
+        """The numbers of the results that a segment's body gives something of."""
+        return self.of_outputs(segment, range(len(self.outputs)))
+
     def for_inputs(self, segment: int, own: Iterable[T], default: T) -> list[T]:
         """For each operand what there is for a segment's body; the default for operands that it does not have."""
         given = iter(own)
@@ -154,16 +162,26 @@ class Frame:
             after=None if self.after is None else new_in.get(self.after),
         )
 
-    def with_carried(self, operands: Sequence[bool], results: Callable[[list[bool]], list[bool]]) -> list[bool]:
-        """Operands that are marked, and those carried whose results are then marked too; `results` tells which are."""
+    def with_carried(
+        self, operands: Sequence[bool], find: Callable[[list[bool]], list[bool]]
+    ) -> tuple[list[bool], list[bool]]:
+        """Operands and results that are marked; what is carried is marked before a chunk if and only if it is after it.
+
+        `find` tells which results are marked, for the operands that are marked so far.
+        """
         now = list(operands)
         while True:
-            after = results(now)
+            after = find(now)
             more = [i for i, j in self.carried if after[j] and not now[i]]
             if not more:
-                return now
+                return now, either(after, self._carried_from(now))
             for i in more:
                 now[i] = True
+
+    def _carried_from(self, operands: Sequence[bool]) -> list[bool]:
+        """The results that are carried on from operands that are marked."""
+        found = {j for i, j in self.carried if operands[i]}
+        return [j in found for j in range(len(self.outputs))]
 
 
 def _is_in(segment: int, slot: Slot | None) -> bool:

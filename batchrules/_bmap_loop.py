@@ -24,7 +24,7 @@ from jax.interpreters import mlir, xla
 from batchrules._bmap_allocate import arrays_for_results
 from batchrules._bmap_body import Body, run, trace
 from batchrules._bmap_frame import Frame, Slot
-from batchrules._bmap_sharding import placed_like, vary_alike
+from batchrules._bmap_sharding import placed_like
 
 # A body before it is traced: takes a segment's number, and what a chunk of that segment takes.
 Step = Callable[[int, list[Any]], Sequence[Any]]
@@ -42,8 +42,7 @@ def loop(step: Step, frame: Frame, operands: Sequence[Any]) -> list[Any]:
         return eval_jaxpr(body.jaxpr, [given[id(x)] for x in body.consts], *values[len(closed) :])
 
     frame = frame.behind([None] * len(closed))
-    operands = vary_alike([*closed.values(), *operands])
-    bodies, operands = _fitting(opened, frame, operands)
+    bodies, operands = _fitting(opened, frame, [*closed.values(), *operands])
     return bind(bodies, frame, operands)
 
 
@@ -90,11 +89,11 @@ def _run(*operands: Any, bodies: tuple[Body, ...], frame: Frame) -> list[Any]:
     held = [operands[over[j]] if j in over else x for j, x in enumerate(arrays)]
     numbers = range(len(bodies))
     for number in reversed(numbers) if frame.backward else numbers:
-        held = _Segment(number, bodies[number], frame, operands).run(held)
+        held = _Chunks(number, bodies[number], frame, operands).run(held)
     return held
 
 
-class _Segment:
+class _Chunks:
     """A segment's chunks. What is *held* is what changes from one to the next: for each result what there is of it."""
 
     def __init__(self, number: int, body: Body, frame: Frame, operands: Sequence[Any]) -> None:

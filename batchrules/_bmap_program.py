@@ -14,14 +14,14 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.sharding import NamedSharding
 
-import batchrules._bmap_forward
-import batchrules._bmap_reverse  # noqa: F401  # both give the loop its rules
+import batchrules._bmap_forward  # gives the loop rules
+import batchrules._bmap_reverse  # noqa: F401  # the same
 from batchrules._bmap_allocate import filled
 from batchrules._bmap_frame import Frame, Slot
 from batchrules._bmap_loop import loop
 from batchrules._bmap_plan import ChunkPlan
 from batchrules._bmap_reduce import Reduction
-from batchrules._bmap_sharding import divided_over, plain_type, replicated, vary_alike
+from batchrules._bmap_sharding import divided_over, plain_type, replicated
 from batchrules._bmap_trace import Element, Shared
 
 Values = Sequence[Any]
@@ -190,8 +190,7 @@ class Program:
                 values[num_consts + num_state :],
             )
 
-        # Cotangents of what all chunks see are then summed over devices once, and not for each chunk.
-        found = loop(step, frame, vary_alike([*consts, *state, *wholes]))
+        found = loop(step, frame, [*consts, *state, *wholes])
         return found[:num_state], found[num_state:]
 
     def _start(self) -> list[Any]:

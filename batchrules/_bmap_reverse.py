@@ -143,7 +143,7 @@ class _Transposed:
     def _step(self, segment: int, given: dict[_Name, Any]) -> dict[_Name, Any]:
         """What a chunk gives: cotangents of what its body takes."""
         frame, body = self._frame, self._bodies[segment]
-        numbers = frame.of_inputs(segment, range(len(frame.inputs)))
+        numbers = frame.numbers_in(segment)
         linear = [i for i in numbers if i in self._linear]
         types = {i: kind for i, kind in zip(numbers, body.in_avals, strict=True) if i in linear}
 
@@ -151,13 +151,13 @@ class _Transposed:
             unknown = dict(zip(linear, values, strict=True))
             return run(body, [unknown[i] if i in unknown else given[_Name("known", i)] for i in numbers])
 
-        results = frame.of_outputs(segment, range(len(frame.outputs)))
+        results = frame.numbers_out(segment)
         cotangents = [
             given[_Name("cotangent", j)] if _Name("cotangent", j) in given else _zeros(kind)
             for j, kind in zip(results, body.out_avals, strict=True)
         ]
         found = jax.linear_transpose(of_linear, *types.values())(cotangents)
-        return {name: x for i, x in zip(linear, found, strict=True) for name, x in [self._kept(i, x, given)]}
+        return dict(self._kept(i, x, given) for i, x in zip(linear, found, strict=True))
 
     def _kept(self, i: int, cotangent: Any, given: dict[_Name, Any]) -> tuple[_Name, Any]:
         if self._frame.inputs[i] is not None:

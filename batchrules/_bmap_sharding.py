@@ -68,12 +68,6 @@ def _placed(x: Any, kind: Any) -> Any:
     return cast_varying(x, varying_axes(kind))
 
 
-def vary_alike(values: Sequence[Any]) -> list[Any]:
-    """The values, each varying over all manual mesh axes that any of them varies over."""
-    axes = frozenset[Any]().union(*(varying_axes(jax.typeof(x)) for x in values))
-    return [cast_varying(x, axes) for x in values] if axes else list(values)
-
-
 def plain_type(kind: Any) -> jax.ShapeDtypeStruct:
     """This shape and dtype, and no word of where it lies."""
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype)

@@ -6,7 +6,7 @@ depend on the chunk is computed once, before the loop. The others are stacked, f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal
 
-from batchrules._bmap_body import Body, Cut, cut, cut_to_run_again, depends, prune, run, with_outputs
+from batchrules._bmap_body import Body, Cut, alone, cut, cut_to_run_again, needed_for, reached_from, run, with_outputs
 from batchrules._bmap_frame import Frame, Slot, either
 from batchrules._bmap_loop import bind, traced_bodies
 
@@ -38,18 +38,18 @@ class Halves:
 
     def known_in(self, segment: int) -> list[int]:
         """The numbers of the operands that are known, of those that a segment's body takes."""
-        numbers = self.frame.of_inputs(segment, range(len(self.frame.inputs)))
-        return list(compress(numbers, self.frame.of_inputs(segment, self.known)))
+        return list(compress(self.frame.numbers_in(segment), self.frame.of_inputs(segment, self.known)))
 
     def known_out(self, segment: int) -> list[int]:
         """The numbers of the results that are known, of those that a segment's body gives."""
-        numbers = self.frame.of_outputs(segment, range(len(self.frame.outputs)))
-        return list(compress(numbers, self.frame.of_outputs(segment, self.known_results)))
+        return list(compress(self.frame.numbers_out(segment), self.frame.of_outputs(segment, self.known_results)))
 
 
 def halves(bodies: Sequence[Body], frame: Frame, unknown: Sequence[bool]) -> Halves:
     """Cut a loop by its unknown operands."""
     cut_one = cut_to_run_again if frame.checkpoint else cut
+    if frame.checkpoint:
+        _check_effects(bodies)
     operands, results = list(unknown), [False] * len(frame.outputs)
     while True:
         for i, j in frame.carried:
@@ -62,6 +62,17 @@ def halves(bodies: Sequence[Body], frame: Frame, unknown: Sequence[bool]) -> Hal
         if is_stable and all(list(c.unknown_outputs) == frame.of_outputs(k, found) for k, c in enumerate(cuts)):
             return Halves(frame, cuts, operands, found)
         results = found
+
+
+def _check_effects(bodies: Sequence[Body]) -> None:
+    """NotImplementedError for effects that must not be repeated, which `jax.checkpoint` refuses too."""
+    for effect in (effect for body in bodies for effect in body.effects):
+        # The classes have no public names. That of `jax.debug`, and that of collectives, may be repeated.
+        if "IO" in type(effect).__name__:
+            raise NotImplementedError(
+                "bmap: with checkpoint=True each chunk is computed again in reverse mode, which would repeat the side "
+                "effects of io_callback. Use checkpoint=False, or jax.debug.callback for effects that may be repeated."
+            )
 
 
 # --- residuals -------------------------------------------------------------------------------------------------------
@@ -79,24 +90,58 @@ class _Residual(NamedTuple):
     segment: int | None = None
 
 
-def _residuals(cut_up: Halves, segment: int) -> list[_Residual]:
-    """The residuals of a segment's body, in the order in which the rest takes them."""
-    frame, body = cut_up.frame, cut_up.cuts[segment].known
+# What only lays out an array in another way costs nothing to do again.
+_LAYOUTS = ("reshape", "squeeze", "transpose")
+
+
+class _Need(NamedTuple):
+    """What the rest of a body takes: a residual, to which these equations are applied, one after the other."""
+
+    residual: _Residual
+    layout: tuple[Any, ...] = ()
+
+    def of(self, value: Any) -> Any:
+        """The same of the residual's value."""
+        for eqn in self.layout:
+            value = eqn.primitive.bind(value, **eqn.params)
+        return value
+
+
+def _needs(cut_up: Halves, segment: int) -> list[_Need]:
+    """What the rest of a segment's body takes, in order."""
+    frame, jaxpr = cut_up.frame, cut_up.cuts[segment].known.jaxpr
     operands, results = cut_up.known_in(segment), cut_up.known_out(segment)
     carried = dict(frame.carried)
-    varies = [frame.inputs[i] is not None or i in carried for i in operands]
-    outvars, changes = body.jaxpr.outvars, depends(body, varies)
     places: dict[Any, _Residual] = {
-        v: _Residual("result", j) for v, j in zip(outvars, results, strict=False) if frame.outputs[j] is not None
+        v: _Residual("result", j) for v, j in zip(jaxpr.outvars, results, strict=False) if frame.outputs[j] is not None
     }
-    inputs = zip(body.jaxpr.invars, operands, strict=True)
+    inputs = zip(jaxpr.invars, operands, strict=True)
     places |= {v: _Residual("operand", i) for v, i in inputs if i not in carried}
+    varies = [frame.inputs[i] is not None or i in carried for i in operands]
+    changing = reached_from(compress(jaxpr.invars, varies), jaxpr.eqns)
     found = []
-    for number, v in enumerate(outvars[len(results) :]):
-        kind = "stacked" if changes[len(results) + number] else "once"
-        own = _Residual(kind, number, segment)
-        found.append(own if isinstance(v, Literal) else places.setdefault(v, own))
+    for number, v in enumerate(jaxpr.outvars[len(results) :]):
+        source, layout = (v, ()) if isinstance(v, Literal) else _behind_layouts(v, jaxpr, places)
+        if source in places:
+            found.append(_Need(places[source], layout))
+            continue
+        is_fixed = source not in changing and not any(eqn.effects for eqn in needed_for(jaxpr, [source]))
+        places[source] = _Residual("once" if is_fixed else "stacked", number, segment)
+        found.append(_Need(places[source]))
     return found
+
+
+def _behind_layouts(v: Any, jaxpr: Any, places: Mapping[Any, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The variable at hand that this one is but another layout of, and how; or itself, if there is none."""
+    makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
+    source, layout = v, []
+    while source not in places:
+        eqn = makers.get(source)
+        if eqn is None or eqn.primitive.name not in _LAYOUTS or len(eqn.invars) > 1:
+            return v, ()
+        layout.insert(0, eqn)
+        (source,) = eqn.invars
+    return source, tuple(layout)
 
 
 class FirstLoop:
@@ -110,8 +155,9 @@ class FirstLoop:
         """`operands` has None for those that are not known."""
         self._halves, self._operands = cut_up, operands
         segments = range(len(cut_up.cuts))
-        self._needed = [_residuals(cut_up, k) for k in segments]
+        self._needs = [_needs(cut_up, k) for k in segments]
         self.results: list[Any] = []
+        # In the order in which the second loop takes them.
         self._values: dict[_Residual, Any] = {}
         self._run_loop()
         for k in segments:
@@ -119,8 +165,8 @@ class FirstLoop:
         self._find_operands_and_results()
 
     def _of_kind(self, kind: str, segment: int) -> list[_Residual]:
-        own = (r for r in self._needed[segment] if r.kind == kind)
-        return list(dict.fromkeys(own))
+        own = (need.residual for need in self._needs[segment])
+        return list(dict.fromkeys(r for r in own if r.kind == kind))
 
     def _run_loop(self) -> None:
         up, frame = self._halves, known_frame(self._halves)
@@ -138,14 +184,17 @@ class FirstLoop:
         once = self._of_kind("once", segment)
         if not once:
             return
-        body, used = _only(self._halves, segment, [r.number for r in once])
-        given = compress((self._operands[i] for i in self._halves.known_in(segment)), used)
-        self._values |= dict(zip(once, run(body, given), strict=True))
+        up = self._halves
+        first = len(up.known_out(segment))
+        body = alone(up.cuts[segment].known, [first + r.number for r in once])
+        # It reads none of the operands that chunks have parts of.
+        found = run(body, [self._operands[i] for i in up.known_in(segment)])
+        self._values |= dict(zip(once, found, strict=True))
 
     def _find_operands_and_results(self) -> None:
         numbers = compress(range(len(self._halves.frame.outputs)), self._halves.known_results)
         results = dict(zip(numbers, self.results, strict=True))
-        for residual in (r for needed in self._needed for r in needed):
+        for residual in (need.residual for needs in self._needs for need in needs):
             if residual.kind == "operand":
                 self._values[residual] = self._operands[residual.number]
             if residual.kind == "result":
@@ -173,7 +222,7 @@ class FirstLoop:
             names = frame.of_inputs(segment, [*residuals, *([None] * len(types))])
             count = sum(name is not None for name in names)
             own = dict(zip(names[:count], values[:count], strict=True))
-            return up.cuts[segment].rest([own[r] for r in self._needed[segment]], values[count:])
+            return up.cuts[segment].rest([need.of(own[need.residual]) for need in self._needs[segment]], values[count:])
 
         held = list(self._values.values())
         return tuple(traced_bodies(step, frame, [*map(jax.typeof, held), *types])), frame, held
@@ -189,9 +238,3 @@ def known_body(cut_up: Halves, segment: int, residuals: Sequence[int] = ()) -> B
     one = cut_up.cuts[segment]
     own = [True] * one.unknown_outputs.count(False)
     return with_outputs(one.known, [*own, *(r in residuals for r in range(one.num_residuals))])
-
-
-def _only(cut_up: Halves, segment: int, residuals: Sequence[int]) -> tuple[Body, list[bool]]:
-    one = cut_up.cuts[segment]
-    own = [False] * one.unknown_outputs.count(False)
-    return prune(one.known, [*own, *(r in residuals for r in range(one.num_residuals))])

@@ -92,3 +92,15 @@ def test_no_whole_array_is_transposed_or_concatenated():
     ours = jax.make_jaxpr(bmap(lambda a: a * 2, 1, 1, batch_size=BATCH))(inputs(SIZE + 1, 1))
     names = {eqn.primitive.name for eqn in ours.jaxpr.eqns}
     assert not names & {"transpose", "concatenate", "pad", "gather"}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_gradient_keeps_no_copy_of_its_arguments(axis):
+    """However many devices there are, for which the axis is divided into blocks."""
+
+    def loss(w, a):
+        return jnp.sum(bmap(lambda w, a: w @ a, (None, axis), batch_size=BATCH)(w, a) ** 2)
+
+    w, a = random((WIDTH, WIDTH)), inputs(SIZE, axis)
+    # The results and their cotangents.
+    assert temporaries(jax.grad(loss), w, a) < 2 * WHOLE + 8 * CHUNK

@@ -160,3 +160,56 @@ def test_inside_shard_map(auto_mesh, checkpoint, reduce):
 def test_a_length_that_the_devices_do_not_divide():
     a = random((SIZE + 1, WIDTH))
     assert_close(jax.jit(bmap(jnp.sin, batch_size=8))(a), jnp.sin(a))
+
+
+# Of one argument each device has its own part, of the other all have the same.
+MIXED = {
+    "both mapped": (lambda x, w: x * w, (0, 0)),
+    "one mapped": (lambda x, w: jnp.tanh(x * w[0]), (0, None)),
+    "the other mapped": (lambda x, w: jnp.tanh(x[0] * w), (None, 0)),
+    "results of each": (lambda x, w: (x * 2, w), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_arguments_that_vary_over_devices_beside_others_that_do_not(auto_mesh, name):
+    f, axes = MIXED[name]
+    x, w = random((7, 3)), random((4 * 7, 3), 1)
+
+    def over_devices(by):
+        def shard(x, w):
+            mapped = by(f, axes)
+            gradients = jax.grad(lambda x, w: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(mapped(x, w))), (0, 1))
+            return mapped(x, w), gradients(x, w)[1]
+
+        return jax.shard_map(shard, mesh=auto_mesh, in_specs=(P(), P("x")), out_specs=P("x"))(x, w)
+
+    assert_close(over_devices(functools.partial(bmap, batch_size=3)), over_devices(jax.vmap))
+
+
+def test_a_sum_over_devices_inside(auto_mesh):
+    """What is the same on all devices stays so: a gradient is no multiple of it."""
+
+    def over_devices(mapped, out_spec):
+        def shard(w):
+            return mapped(w), jax.grad(lambda w: jnp.sum(jnp.sin(mapped(w))))(w)
+
+        return jax.shard_map(shard, mesh=auto_mesh, in_specs=P("x"), out_specs=(out_spec, P("x")))(random((4 * 7, 3)))
+
+    def psum(a):
+        return jax.lax.psum(a, "x")
+
+    ours = over_devices(bmap(psum, batch_size=3, reduce="sum"), P())
+    assert_close(ours, over_devices(lambda w: jnp.sum(jax.vmap(psum)(w), axis=0), P()))
+
+
+def test_vmap_over_a_sharded_axis_of_a_gradient(explicit_mesh):
+    def gradient(by):
+        mapped = by(lambda w, x: jnp.tanh(x @ w) * w[0], (None, 0))
+        return jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.sin(mapped(w, x)))), (0, None))
+
+    w, x = random((4, 3, 3)), random((7, 3), 1)
+    with set_mesh(explicit_mesh):
+        sharded = jax.device_put(w, NamedSharding(explicit_mesh, P("x")))
+        ours = jax.jit(gradient(functools.partial(bmap, batch_size=3)))(sharded, x)
+    assert_close(jax.device_get(ours), gradient(jax.vmap)(w, x))
