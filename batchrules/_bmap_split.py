@@ -12,7 +12,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import Var
 
 from batchrules._bmap_body import Body, Cut, alone, cut, cut_to_run_again, needed_for, reached_from, run, with_outputs
 from batchrules._bmap_frame import Frame, Slot, either
@@ -121,27 +121,31 @@ def _needs(cut_up: Halves, segment: int) -> list[_Need]:
     changing = reached_from(compress(jaxpr.invars, varies), jaxpr.eqns)
     found = []
     for number, v in enumerate(jaxpr.outvars[len(results) :]):
-        source, layout = (v, ()) if isinstance(v, Literal) else _behind_layouts(v, jaxpr, places)
-        if source in places:
+        source, layout = _behind_layouts(v, jaxpr, places)
+        if source is not None:
             found.append(_Need(places[source], layout))
             continue
-        is_fixed = source not in changing and not any(eqn.effects for eqn in needed_for(jaxpr, [source]))
-        places[source] = _Residual("once" if is_fixed else "stacked", number, segment)
-        found.append(_Need(places[source]))
+        is_fixed = not isinstance(v, Var) or not (v in changing or any(eqn.effects for eqn in needed_for(jaxpr, [v])))
+        residual = _Residual("once" if is_fixed else "stacked", number, segment)
+        found.append(_Need(residual))
+        if isinstance(v, Var):
+            places[v] = residual
     return found
 
 
 def _behind_layouts(v: Any, jaxpr: Any, places: Mapping[Any, Any]) -> tuple[Any, tuple[Any, ...]]:
-    """The variable at hand that this one is but another layout of, and how; or itself, if there is none."""
+    """The variable at hand that this one is but another layout of, and how; None if there is no such variable."""
     makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
-    source, layout = v, []
-    while source not in places:
-        eqn = makers.get(source)
+    layout: list[Any] = []
+    while isinstance(v, Var):
+        if v in places:
+            return v, tuple(layout)
+        eqn = makers.get(v)
         if eqn is None or eqn.primitive.name not in _LAYOUTS or len(eqn.invars) > 1:
-            return v, ()
+            break
         layout.insert(0, eqn)
-        (source,) = eqn.invars
-    return source, tuple(layout)
+        (v,) = eqn.invars
+    return None, ()
 
 
 class FirstLoop:
