@@ -19,13 +19,16 @@ def check_progress(progress: Any) -> None:
         raise ImportError("bmap: progress needs the package tqdm; pip install 'batchrules[progress]' installs it.")
 
 
+# A run that fails leaves its bar as it stands; of those no more than this many are kept.
+MOST_UNFINISHED = 64
+
+
 @dataclass(eq=False)
 class _Run:
-    """One run of the mapped function: its bar, the chunks it came to, and whether it moved since a later run began."""
+    """One run of the mapped function: its bar, and the chunks that it came to."""
 
     bar: Any
     seen: set[int] = field(default_factory=set)
-    has_moved: bool = True
 
 
 class ProgressBar:
@@ -47,7 +50,6 @@ class ProgressBar:
         with self._lock:
             run = self._run_without(int(start))
             run.seen.add(int(start))
-            run.has_moved = True
             run.bar.update()
             if len(run.seen) == self._total:
                 self._end(run)
@@ -57,17 +59,14 @@ class ProgressBar:
         for run in reversed(self._runs):
             if start not in run.seen:
                 return run
-        for run in self._runs:
-            run.has_moved = False
+        if len(self._runs) == MOST_UNFINISHED:
+            self._end(self._runs[0])
         self._runs.append(_Run(self._new_bar()))
         return self._runs[-1]
 
     def _end(self, run: _Run) -> None:
-        """Close a run's bar, and those of earlier runs that have stood still since it began: they have failed."""
-        earlier = self._runs[: self._runs.index(run)]
-        for ended in [run, *(other for other in earlier if not other.has_moved)]:
-            ended.bar.close()
-            self._runs.remove(ended)
+        run.bar.close()
+        self._runs.remove(run)
 
     def _new_bar(self) -> Any:
         tqdm = importlib.import_module("tqdm.auto").tqdm
