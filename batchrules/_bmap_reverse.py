@@ -12,10 +12,11 @@ from jax.extend.core import Var
 from jax.interpreters import ad
 from jax.interpreters import partial_eval as pe
 
+from batchrules._bmap_allocate import filled
 from batchrules._bmap_body import Body, run
 from batchrules._bmap_frame import Frame, pairs_in_place
 from batchrules._bmap_loop import effects_of, loop, loop_p
-from batchrules._bmap_sharding import placed_like, plain_type
+from batchrules._bmap_sharding import placed_like
 from batchrules._bmap_split import FirstLoop, halves, known_body, known_frame
 
 # --- partial evaluation ----------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ class _Transposed:
 
         results = frame.numbers_out(segment)
         cotangents = [
-            given[_Name("cotangent", j)] if _Name("cotangent", j) in given else _zeros(kind)
+            given[_Name("cotangent", j)] if _Name("cotangent", j) in given else placed_like([filled(kind)], [kind])[0]
             for j, kind in zip(results, body.out_avals, strict=True)
         ]
         found = jax.linear_transpose(of_linear, *types.values())(cotangents)
@@ -164,10 +165,6 @@ class _Transposed:
             return _Name("part", i), cotangent
         name = _Name("sum", i)
         return name, cotangent if i in self._carried else lax.add(given[name], cotangent)
-
-
-def _zeros(kind: Any) -> Any:
-    return placed_like([lax.full_like(plain_type(kind), 0)], [kind])[0]
 
 
 pe.custom_partial_eval_rules[loop_p] = _partial_eval

@@ -2,21 +2,36 @@
 
 import dataclasses
 import functools
-import itertools
-import os
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bmap_cases import NETWORK_AXES, NETWORK_OUT_AXES, assert_close, network, network_arguments, random, sum_of_sines
+from bmap_cases import (
+    ANY,
+    MAX,
+    MEAN,
+    NETWORK_AXES,
+    NETWORK_OUT_AXES,
+    STACKED,
+    SUM,
+    TAIL,
+    assert_close,
+    check,
+    cosines,
+    each,
+    network,
+    network_arguments,
+    on,
+    random,
+    sum_of_sines,
+    table,
+    tuple_of,
+)
 from jax import export, lax
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from batchrules._bmap import bmap
 
 ALL = (0, 1, 2)
 POLICIES = {
@@ -27,85 +42,10 @@ POLICIES = {
 }
 
 
-EXHAUSTIVE = "ALL_BMAP_CASES" in os.environ
-
 # There jax.lax.map cannot be transposed beside a mapped constant either.
 needs_transposed_scans = pytest.mark.skipif(
     jax.__version_info__ < (0, 9), reason="JAX before 0.9 transposes scans only within a derivative"
 )
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """An axis, and how bmap divides and reduces it."""
-
-    size: int
-    batch_size: int
-    reduce: str | None = None
-    checkpoint: bool = False
-
-    def ours(self, f, in_axes=0, out_axes=0, **options):
-        divided = {"batch_size": self.batch_size, "checkpoint": self.checkpoint, "reduce": self.reduce}
-        return bmap(f, in_axes, out_axes, **divided, **options)
-
-    def twin(self, f, in_axes=0, out_axes=0, **options):
-        if self.reduce is None:
-            return jax.vmap(f, in_axes, out_axes, **options)
-        stacked, reduced = jax.vmap(f, in_axes, **options), functools.partial(getattr(jnp, self.reduce), axis=0)
-        return lambda *args: jax.tree.map(reduced, stacked(*args))
-
-
-TAIL, EQUAL = {"tail": Mapping(7, 3)}, {"equal": Mapping(8, 3)}
-SUM, MEAN, MAX = {"sum": Mapping(7, 3, "sum")}, {"mean": Mapping(8, 4, "mean")}, {"max": Mapping(7, 3, "max")}
-STACKED, ANY = TAIL | EQUAL, TAIL | SUM | EQUAL | MEAN
-
-
-def each(table, mappings=ANY):
-    """Each case on the next of the axes, with and without checkpoint in turn.
-
-    With the environment variable ALL_BMAP_CASES it is each case on all axes in both ways, which takes many minutes.
-    """
-    axes, cases = list(mappings), []
-    for number, (name, case) in enumerate(table.items()):
-        turn = axes[number // 2 % len(axes)], number % 2 == 1
-        for axis, flag in itertools.product(axes, (False, True)) if EXHAUSTIVE else [turn]:
-            label = f"{name}-{axis}{'-checkpoint' * flag}"
-            cases.append(pytest.param(case, with_flag(mappings[axis], flag), id=label))
-    return pytest.mark.parametrize(("case", "mapping"), cases)
-
-
-def on(mappings):
-    """All of these axes, without and with checkpoint."""
-    chosen = {
-        f"{axis}{'-checkpoint' * flag}": with_flag(mappings[axis], flag) for axis in mappings for flag in (False, True)
-    }
-    return pytest.mark.parametrize("mapping", chosen.values(), ids=chosen)
-
-
-def with_flag(mapping, checkpoint):
-    return dataclasses.replace(mapping, checkpoint=checkpoint)
-
-
-# Compiling is what takes the time here.
-quick = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
-
-
-def check(mapping, program, args):
-    """Compare a function of the arguments, that a program makes of bmap and of jax.vmap."""
-    assert_close(quick(program(mapping.ours))(*args), quick(program(mapping.twin))(*args))
-
-
-def table():
-    """A table of functions, and the decorator that adds one."""
-    cases = {}
-
-    def case(function):
-        cases[function.__name__] = function
-        return function
-
-    return cases, case
 
 
 def mapped(by):
@@ -116,10 +56,6 @@ def loss(by):
     return sum_of_sines(mapped(by))
 
 
-def cosines(tree):
-    return jax.tree.map(jnp.cos, tree)
-
-
 def stack(tree, count=3):
     """As many directions, each another."""
     return jax.tree.map(lambda x: jnp.stack([jnp.cos(k + x) for k in range(count)]), tree)
@@ -127,11 +63,6 @@ def stack(tree, count=3):
 
 def call(f, *args):
     return f(*args)
-
-
-def tuple_of(*functions):
-    """A function with the results of all of them."""
-    return lambda *args: tuple(f(*args) for f in functions)
 
 
 # --- transformations of transformations ------------------------------------------------------------------------------

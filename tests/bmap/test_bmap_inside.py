@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bmap_cases import assert_close, random, sum_of_sines
+from bmap_cases import MAX, MEAN, TAIL, assert_close, check, cosines, each, on, random, sum_of_sines, table, tuple_of
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import io_callback
-from test_bmap_around import MAX, MEAN, TAIL, check, cosines, each, on, table, tuple_of
 
 import batchrules
 from batchrules._bmap import bmap

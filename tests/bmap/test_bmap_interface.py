@@ -2,15 +2,13 @@
 
 import functools
 import gc
-import importlib.machinery
 import inspect
 import sys
 import threading
-import types
 import weakref
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -522,33 +520,6 @@ def test_threads_with_gradients_and_shapes_of_their_own():
 
 CHUNKS = 3  # of 13 elements, at most 5 at a time
 LONG = 13
-
-
-class Bar:
-    """Stands in for tqdm's: counts."""
-
-    made: ClassVar[list] = []
-
-    def __init__(self, total, desc, unit):
-        self.total, self.desc, self.unit, self.n, self.closed = total, desc, unit, 0, False
-        Bar.made.append(self)
-
-    def update(self):
-        self.n += 1
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def bars(monkeypatch):
-    package, module = types.ModuleType("tqdm"), types.ModuleType("tqdm.auto")
-    package.__spec__ = importlib.machinery.ModuleSpec("tqdm", None)
-    module.tqdm = Bar
-    monkeypatch.setitem(sys.modules, "tqdm", package)
-    monkeypatch.setitem(sys.modules, "tqdm.auto", module)
-    monkeypatch.setattr(Bar, "made", [])
-    return Bar.made
 
 
 def seen(bars, result=None):

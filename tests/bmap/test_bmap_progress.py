@@ -1,7 +1,6 @@
 """progress=True: a bar that counts each chunk once."""
 
 import sys
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,36 +10,6 @@ from bmap_cases import assert_close, random
 from batchrules._bmap import bmap
 
 SIZE, BATCH = 13, 5  # 3 and twice 5
-
-
-class Bar:
-    """Stands in for tqdm's: counts."""
-
-    made: ClassVar[list] = []
-
-    def __init__(self, total, desc, unit):
-        self.total, self.desc, self.unit, self.n, self.closed = total, desc, unit, 0, False
-        Bar.made.append(self)
-
-    def update(self):
-        self.n += 1
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def bars(monkeypatch):
-    import importlib.machinery
-    import types
-
-    package, module = types.ModuleType("tqdm"), types.ModuleType("tqdm.auto")
-    package.__spec__ = importlib.machinery.ModuleSpec("tqdm", None)
-    module.tqdm = Bar
-    monkeypatch.setitem(sys.modules, "tqdm", package)
-    monkeypatch.setitem(sys.modules, "tqdm.auto", module)
-    monkeypatch.setattr(Bar, "made", [])
-    return Bar.made
 
 
 def finish(result):
