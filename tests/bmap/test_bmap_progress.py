@@ -39,6 +39,14 @@ def test_under_grad(bars, transform, checkpoint):
     check(bars, 1)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_is_linear_has_no_bar(bars, checkpoint):
+    ours = bmap(jnp.sin, batch_size=BATCH, progress=True, checkpoint=checkpoint)
+    _, linear = jax.linearize(jax.jit(ours), random(SIZE))
+    assert_close(finish(linear(jnp.ones(SIZE))), jnp.cos(random(SIZE)))
+    check(bars, 1)
+
+
 def test_under_vmap(bars):
     finish(jax.jit(jax.vmap(bmap(jnp.sin, batch_size=BATCH, progress=True)))(random((4, SIZE))))
     check(bars, 1)
