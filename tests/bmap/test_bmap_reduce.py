@@ -159,3 +159,10 @@ def test_nothing_has_no_extremum_of_what_every_element_shares(name, batch_size):
     ours = bmap(lambda _: 3.0, out_axes=None, batch_size=batch_size, reduce=name)
     with pytest.raises(ValueError, match=f'reduce="{name}" of an axis of size 0 has no value'):
         ours(jnp.zeros(0))
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_second_derivatives_at_infinity(name):
+    a = jnp.array([jnp.inf, 1.0, 2.0, -jnp.inf, 0.5])
+    hessian = jax.hessian(bmap(lambda x: x, batch_size=2, reduce=name))(a)
+    assert_close(hessian, jnp.zeros((5, 5)))

@@ -226,3 +226,22 @@ def test_as_a_method():
 def test_donated_arguments():
     ours = jax.jit(bmap(jnp.sin, batch_size=5), donate_argnums=0)
     assert_close(ours(random(SIZE) + 0), jnp.sin(random(SIZE)))
+
+
+@pytest.mark.parametrize("used", [[0], [1], [2], [0, 2]], ids=str)
+def test_results_of_which_some_are_used(used):
+    """One of them is known only within the chunks, where it is the same in each."""
+
+    def some(by):
+        def f(w, a):
+            return jax.jit(lambda w, a: (w * 2, jnp.sin(w * a), a + 1))(w, a)
+
+        def body(_, w):
+            found = by(f, (None, 0), (None, 0, 0))(w, random(SIZE))
+            return None, [found[i] for i in used]
+
+        return lambda w: jax.lax.scan(body, None, w)[1]
+
+    ours = some(functools.partial(bmap, batch_size=5))
+    assert_close(jax.jit(ours)(random(2)), some(jax.vmap)(random(2)))
+    assert_close(jax.jit(jax.jacrev(ours))(random(2)), jax.jacrev(some(jax.vmap))(random(2)))
