@@ -4,8 +4,12 @@ The settings turn into an error what JAX would let pass: a dtype promoted in sil
 chance. They are made here, at import, because the number of devices is fixed as soon as JAX is first used.
 """
 
+import importlib.machinery
 import os
+import sys
+import types
 from collections.abc import Generator
+from typing import ClassVar
 
 import jax
 import pytest
@@ -78,3 +82,31 @@ def auto_mesh() -> jax.sharding.Mesh:
 def explicit_mesh() -> jax.sharding.Mesh:
     """Four devices along the axis "x", whose shardings are part of each array's type."""
     return make_mesh(jax.sharding.AxisType.Explicit)
+
+
+class CountingBar:
+    """Stands in for tqdm's: counts, and draws nothing."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, total: int, desc: str, unit: str) -> None:
+        self.total, self.desc, self.unit, self.n, self.closed = total, desc, unit, 0, False
+        CountingBar.made.append(self)
+
+    def update(self) -> None:
+        self.n += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def counting_bars(monkeypatch: pytest.MonkeyPatch) -> list[CountingBar]:
+    """The bars that are made, with or without tqdm."""
+    package, module = types.ModuleType("tqdm"), types.ModuleType("tqdm.auto")
+    package.__spec__ = importlib.machinery.ModuleSpec("tqdm", None)
+    monkeypatch.setattr(module, "tqdm", CountingBar, raising=False)
+    monkeypatch.setitem(sys.modules, "tqdm", package)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", module)
+    monkeypatch.setattr(CountingBar, "made", [])
+    return CountingBar.made

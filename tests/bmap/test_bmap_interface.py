@@ -522,10 +522,10 @@ CHUNKS = 3  # of 13 elements, at most 5 at a time
 LONG = 13
 
 
-def seen(bars, result=None):
+def seen(counting_bars, result=None):
     jax.block_until_ready(result)
     jax.effects_barrier()
-    return [(bar.n, bar.total, bar.closed) for bar in bars]
+    return [(bar.n, bar.total, bar.closed) for bar in counting_bars]
 
 
 FULL = (CHUNKS, CHUNKS, True)
@@ -545,29 +545,31 @@ ONCE = {
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("name", ONCE)
-def test_a_bar_under(bars, name, checkpoint):
+def test_a_bar_under(counting_bars, name, checkpoint):
     ours = bmap(jnp.sin, batch_size=5, progress=True, checkpoint=checkpoint)
-    assert seen(bars, jax.jit(ONCE[name](ours))(random(LONG))) == [FULL]
+    assert seen(counting_bars, jax.jit(ONCE[name](ours))(random(LONG))) == [FULL]
 
 
-def test_a_bar_for_each_time_round_a_loop(bars):
+def test_a_bar_for_each_time_round_a_loop(counting_bars):
     ours = bmap(jnp.sin, batch_size=5, progress=True)
     result = jax.jit(lambda a: lax.fori_loop(0, 4, lambda _, c: ours(c), a))(random(LONG))
-    assert seen(bars, result) == [FULL] * 4
+    assert seen(counting_bars, result) == [FULL] * 4
 
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("long", [13, 15])
-def test_a_bar_for_each_time_an_outer_bmap_runs_an_inner_one(bars, long, jit):
+def test_a_bar_for_each_time_an_outer_bmap_runs_an_inner_one(counting_bars, long, jit):
     ours = bmap(bmap(jnp.sin, batch_size=5, progress=True), batch_size=2)
-    assert seen(bars, (jax.jit(ours) if jit else ours)(random((6, long)))) == [FULL] * 3
+    assert seen(counting_bars, (jax.jit(ours) if jit else ours)(random((6, long)))) == [FULL] * 3
 
 
-def test_a_bar_over_an_inner_bmap(bars):
-    assert seen(bars, bmap(bmap(jnp.sin, batch_size=2), batch_size=5, progress=True)(random((LONG, 6)))) == [FULL]
+def test_a_bar_over_an_inner_bmap(counting_bars):
+    assert seen(counting_bars, bmap(bmap(jnp.sin, batch_size=2), batch_size=5, progress=True)(random((LONG, 6)))) == [
+        FULL
+    ]
 
 
-def test_a_bar_after_a_run_that_failed(bars):
+def test_a_bar_after_a_run_that_failed(counting_bars):
     """It counts from the start, and is full when the run is done."""
     fails = [True]
 
@@ -582,41 +584,41 @@ def test_a_bar_after_a_run_that_failed(bars):
     ours = jax.jit(bmap(f, batch_size=5, progress=True))
     with pytest.raises(Exception, match="mine"):  # the type is JAX's, and differs from version to version
         jax.block_until_ready(ours(jnp.arange(15.0)))
-    failed = len(seen(bars))
+    failed = len(seen(counting_bars))
     fails[0] = False
     for runs in (1, 2):
-        assert seen(bars, ours(jnp.arange(15.0)))[failed:] == [FULL] * runs
+        assert seen(counting_bars, ours(jnp.arange(15.0)))[failed:] == [FULL] * runs
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_a_bar_over_several_devices_counts_each_chunk_once(bars, auto_mesh, explicit_mesh, axis_type):
+def test_a_bar_over_several_devices_counts_each_chunk_once(counting_bars, auto_mesh, explicit_mesh, axis_type):
     mesh = auto_mesh if axis_type == AxisType.Auto else explicit_mesh
     ours = bmap(jnp.sin, batch_size=4, progress=True)
     chunks = 8 if axis_type == AxisType.Auto else 2
     with set_mesh(mesh):
         a = jax.device_put(random(32), NamedSharding(mesh, P("x")))
-        assert seen(bars, jax.jit(ours)(a)) == [(chunks, chunks, True)]
+        assert seen(counting_bars, jax.jit(ours)(a)) == [(chunks, chunks, True)]
 
 
-def test_bars_of_many_threads(bars):
+def test_bars_of_many_threads(counting_bars):
     ours = jax.jit(bmap(jnp.sin, batch_size=5, progress=True))
     in_threads(lambda i: jax.block_until_ready(ours(random(LONG, i))))
-    assert seen(bars) == [FULL] * 8
+    assert seen(counting_bars) == [FULL] * 8
 
 
 @pytest.mark.parametrize(("f", "options"), [(lambda _: 1.0, {"out_axes": None}), (lambda _: (), {})], ids=["1", "()"])
-def test_a_bar_where_nothing_depends_on_the_axis(bars, f, options):
+def test_a_bar_where_nothing_depends_on_the_axis(counting_bars, f, options):
     ours = bmap(f, batch_size=5, progress=True, **options)
-    assert seen(bars, ours(random(LONG))) == [FULL]
+    assert seen(counting_bars, ours(random(LONG))) == [FULL]
 
 
-def test_a_bar_with_an_empty_description(bars):
-    assert seen(bars, bmap(jnp.sin, batch_size=5, progress="")(random(LONG))) == [FULL]
-    assert bars[0].desc == ""
+def test_a_bar_with_an_empty_description(counting_bars):
+    assert seen(counting_bars, bmap(jnp.sin, batch_size=5, progress="")(random(LONG))) == [FULL]
+    assert counting_bars[0].desc == ""
 
 
-def test_no_bar_over_nothing(bars):
-    assert seen(bars, bmap(jnp.sin, batch_size=5, progress=True)(jnp.zeros(0))) == []
+def test_no_bar_over_nothing(counting_bars):
+    assert seen(counting_bars, bmap(jnp.sin, batch_size=5, progress=True)(jnp.zeros(0))) == []
 
 
 # --- other settings of JAX, and other devices -------------------------------------------------------------------------
