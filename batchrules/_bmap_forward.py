@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
@@ -17,7 +18,6 @@ from batchrules._bmap_body import Body, depends, prune, run, trace, with_outputs
 from batchrules._bmap_frame import Frame, Slot, either, marked, pairs_in_place
 from batchrules._bmap_loop import bind, effects_of, loop, loop_p
 from batchrules._bmap_sharding import placed_like
-from batchrules._jax_versions import with_lead
 
 # --- jvp -------------------------------------------------------------------------------------------------------------
 
@@ -56,15 +56,15 @@ class _Moving:
 
 
 def _find_moving(bodies: Sequence[Body], frame: Frame, operands: Sequence[bool]) -> _Moving:
-    doubled: list[_Doubled] = []
+    doubled: dict[int, _Doubled] = {}
 
-    def find(moving: list[bool]) -> list[bool]:
-        doubled[:] = [_Doubled(frame, segment, body, moving) for segment, body in enumerate(bodies)]
-        return either(*(one.moves for one in doubled))
+    def find(segment: int, moving: list[bool]) -> list[bool]:
+        doubled[segment] = _Doubled(frame, segment, bodies[segment], moving)
+        return doubled[segment].moves
 
     # What moves before a chunk has a tangent after it, be it zero.
     moving, moves = frame.with_carried(operands, find)
-    return _Moving(moving, moves, [one.body(moves) for one in doubled])
+    return _Moving(moving, moves, [doubled[segment].body(moves) for segment in range(len(bodies))])
 
 
 class _Doubled:
@@ -110,73 +110,92 @@ class _Doubled:
 def _batch(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], *, bodies: tuple[Body, ...], frame: Frame
 ) -> tuple[list[Any], list[int | None]]:
-    def find(batched: list[bool]) -> list[bool]:
-        owns = [_batched_results(axis, body, frame.of_inputs(k, batched)) for k, body in enumerate(bodies)]
-        return either(*(frame.for_outputs(k, own, default=False) for k, own in enumerate(owns)))
+    values = list(operands)
+    over: dict[int, _OverBatch] = {}
+
+    def put_in_front(batched: Sequence[bool]) -> None:
+        for i, is_batched in enumerate(batched):
+            if is_batched and values[i] is operands[i]:
+                values[i] = batching.bdim_at_front(operands[i], dims[i], axis.size, axis.explicit_mesh_axis)
+
+    def find(segment: int, batched: list[bool]) -> list[bool]:
+        put_in_front(batched)
+        types = replace(frame, inputs=_deeper(frame.inputs, batched)).body_types(segment, map(jax.typeof, values))
+        over[segment] = _OverBatch(axis, bodies[segment], frame.of_inputs(segment, batched), types)
+        return frame.for_outputs(segment, over[segment].differ, default=False)
 
     batched, gives = frame.with_carried([dim is not None for dim in dims], find)
-
-    def step(segment: int, values: list[Any]) -> Sequence[Any]:
-        ins, outs = frame.of_inputs(segment, batched), frame.of_outputs(segment, gives)
-        return _vmap(axis, bodies[segment], ins, outs)(*values)
-
-    fronted = [
-        batching.bdim_at_front(x, dim, axis.size, axis.explicit_mesh_axis) if is_batched else x
-        for x, dim, is_batched in zip(operands, dims, batched, strict=True)
-    ]
+    put_in_front(batched)
     deeper = replace(
         frame,
         inputs=_deeper(frame.inputs, batched),
         outputs=_deeper(frame.outputs, gives),
         in_place=tuple((i, j) for i, j in frame.in_place if batched[i] == gives[j]),
     )
-    return loop(step, deeper, fronted), _lead(gives)
+
+    def step(segment: int, given: list[Any]) -> list[Any]:
+        return over[segment].run(given, frame.of_outputs(segment, gives))
+
+    return loop(step, deeper, values), _lead(gives)
 
 
-def _vmap(axis: Any, body: Body, ins: Sequence[bool], outs: Sequence[bool], each: Any = None) -> Callable[..., Any]:
-    """A body over a batch; `each`, if there is one, is called with each result."""
+class _OverBatch:
+    """A body over a batch, which is the first axis of what it takes and gives.
 
-    def one(*values: Any) -> list[Any]:
-        results = run(body, values)
-        return results if each is None else [each(i, x) for i, x in enumerate(results)]
+    Attributes:
+        differ: For each of its results whether it differs within the batch. The others have no such axis.
+    """
 
-    return jax.vmap(
-        one,
-        in_axes=tuple(_lead(ins)),
-        out_axes=_lead(outs),
-        axis_size=axis.size,
-        axis_name=axis.name,
-        spmd_axis_name=axis.spmd_name,
-    )
+    def __init__(self, axis: Any, body: Body, batched: Sequence[bool], types: Sequence[Any]) -> None:
+        self._axis, self._body, self._batched = axis, body, batched
+        self.differ: list[bool] = []
+        self._over = trace(self._map, types)
 
+    def _map(self, *values: Any) -> list[Any]:
+        found = [_Found() for _ in self._body.out_avals]
+        differs = next(compress(values, self._batched), np.zeros(self._axis.size))
 
-def _batched_results(axis: Any, body: Body, batched: Sequence[bool]) -> list[bool]:
-    """Which results of a body differ within a batch. JAX knows, and tells a primitive that each result goes through."""
-    found = [_Mark() for _ in body.out_avals]
-    everything = [True] * len(found)
-    mapped = _vmap(axis, body, batched, everything, lambda i, x: _probe_p.bind(x, mark=found[i]))
-    types = [
-        with_lead(aval, axis.size) if is_batched else aval
-        for aval, is_batched in zip(body.in_avals, batched, strict=True)
-    ]
-    trace(mapped, types)
-    return [mark.is_batched for mark in found]
+        def one(differs: Any, *values: Any) -> tuple[()]:
+            for x, result in zip(run(self._body, values), found, strict=True):
+                _found_p.bind(x, differs, result=result)
+            return ()
+
+        jax.vmap(
+            one,
+            in_axes=(0, *_lead(self._batched)),
+            axis_size=self._axis.size,
+            axis_name=self._axis.name,
+            spmd_axis_name=self._axis.spmd_name,
+        )(differs, *values)
+        self.differ = [result.dim is not None for result in found]
+        return [x.value if x.dim is None else self._front(x.value, x.dim) for x in found]
+
+    def _front(self, x: Any, dim: int | None) -> Any:
+        return batching.bdim_at_front(x, dim, self._axis.size, self._axis.explicit_mesh_axis)
+
+    def run(self, values: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Its results; those that are wanted so are repeated along the batch where they do not differ."""
+        results = zip(run(self._over, values), self.differ, wanted, strict=True)
+        return [self._front(x, None) if is_wanted and not differs else x for x, differs, is_wanted in results]
 
 
 @dataclass(eq=False)
-class _Mark:
-    is_batched: bool = False
+class _Found:
+    """A result as JAX has it while it maps: with the batch along `dim`, or None where it does not differ."""
+
+    value: Any = None
+    dim: int | None = None
 
 
-def _note_batch(args: Sequence[Any], dims: Sequence[int | None], *, mark: _Mark) -> tuple[Any, int | None]:
-    mark.is_batched = dims[0] is not None
-    return args[0], dims[0]
+def _note(args: Sequence[Any], dims: Sequence[int | None], *, result: _Found) -> tuple[Any, int | None]:
+    result.value, result.dim = args[0], dims[0]
+    return args[1], dims[1]
 
 
-_probe_p = Primitive("bmap_probe")
-_probe_p.def_impl(lambda x, **_params: x)
-_probe_p.def_abstract_eval(lambda aval, **_params: aval)
-batching.primitive_batchers[_probe_p] = _note_batch
+# JAX knows what differs within a batch, and tells a primitive that each result goes through, beside something that does
+# differ. Only while JAX maps is it ever bound, so no program has it.
+_found_p = Primitive("bmap_found")
+batching.primitive_batchers[_found_p] = _note
 
 
 def _lead(batched: Sequence[bool]) -> list[int | None]:
@@ -228,8 +247,10 @@ def pruned(
             given[j] = True
     for i, j in frame.carried:
         needed[i] = given[j]
+    keeps = [frame.of_inputs(k, needed) for k in range(len(bodies))]
     final = [
-        prune(body, frame.of_outputs(k, given), keep=frame.of_inputs(k, needed))[0] for k, body in enumerate(bodies)
+        small if own == keep else prune(body, frame.of_outputs(k, given), keep=keep)[0]
+        for k, (body, (small, own), keep) in enumerate(zip(bodies, owns, keeps, strict=True))
     ]
     return tuple(final), frame.restricted(needed, given), needed, given
 

@@ -163,22 +163,24 @@ class Frame:
         )
 
     def with_carried(
-        self, operands: Sequence[bool], find: Callable[[list[bool]], list[bool]]
+        self, operands: Sequence[bool], find: Callable[[int, list[bool]], list[bool]]
     ) -> tuple[list[bool], list[bool]]:
         """Operands and results that are marked; what is carried is marked before a chunk if and only if it is after it.
 
-        `find` tells which results are marked, for the operands that are marked so far.
+        `find` tells which results a segment marks, for the operands that are marked so far. It is costly: it is not
+        asked about the other segments once one has marked more of what is carried.
         """
-        now = list(operands)
-        while True:
-            after = find(now)
+        now, after = list(operands), [False] * len(self.outputs)
+        segment = 0
+        while segment < len(self.segments):
+            after = either(after, find(segment, now))
             more = [i for i, j in self.carried if after[j] and not now[i]]
-            if not more:
-                return now, either(after, self._carried_from(now))
             for i in more:
                 now[i] = True
+            segment = 0 if more else segment + 1
+        return now, either(after, self.carried_from(now))
 
-    def _carried_from(self, operands: Sequence[bool]) -> list[bool]:
+    def carried_from(self, operands: Sequence[bool]) -> list[bool]:
         """The results that are carried on from operands that are marked."""
         found = {j for i, j in self.carried if operands[i]}
         return [j in found for j in range(len(self.outputs))]

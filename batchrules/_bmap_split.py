@@ -50,18 +50,20 @@ def halves(bodies: Sequence[Body], frame: Frame, unknown: Sequence[bool]) -> Hal
     cut_one = cut_to_run_again if frame.checkpoint else cut
     if frame.checkpoint:
         _check_effects(bodies)
-    operands, results = list(unknown), [False] * len(frame.outputs)
+    cuts: dict[int, Cut] = {}
+    results = [False] * len(frame.outputs)
+
+    def find(segment: int, operands: list[bool]) -> list[bool]:
+        forced = either(results, frame.carried_from(operands))
+        cuts[segment] = cut_one(bodies[segment], frame.of_inputs(segment, operands), frame.of_outputs(segment, forced))
+        return frame.for_outputs(segment, cuts[segment].unknown_outputs, default=False)
+
     while True:
-        for i, j in frame.carried:
-            operands[i] = results[j] = operands[i] or results[j]
-        cuts = [
-            cut_one(body, frame.of_inputs(k, operands), frame.of_outputs(k, results)) for k, body in enumerate(bodies)
-        ]
-        found = either(results, *(frame.for_outputs(k, c.unknown_outputs, default=False) for k, c in enumerate(cuts)))
-        is_stable = all(operands[i] == found[j] for i, j in frame.carried)
-        if is_stable and all(list(c.unknown_outputs) == frame.of_outputs(k, found) for k, c in enumerate(cuts)):
-            return Halves(frame, cuts, operands, found)
-        results = found
+        operands, found = frame.with_carried(unknown, find)
+        if all(list(c.unknown_outputs) == frame.of_outputs(k, found) for k, c in cuts.items()):
+            return Halves(frame, [cuts[k] for k in range(len(bodies))], operands, found)
+        # Some are known in one segment only.
+        unknown, results = operands, found
 
 
 def _check_effects(bodies: Sequence[Body]) -> None:

@@ -69,6 +69,18 @@ def test_the_gradient_is_written_over_the_results_cotangent(f, size):
     assert temporaries(gradient, inputs(size)) < 8 * CHUNK < WHOLE / 2
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops barriers on CPU before jax 0.12")
+@pytest.mark.parametrize(("f", "arrays_kept"), [(lambda a: 3 * a, 0), (lambda a: a * a, 1)], ids=["scaled", "squared"])
+def test_a_cotangent_that_is_fused_with_the_loop_is_still_written_over(f, arrays_kept):
+    ours = bmap(f, batch_size=BATCH)
+
+    def gradient(a, cotangent):
+        return 2 * jax.vjp(ours, ours(a))[1](jnp.sin(cotangent))[0]
+
+    a = inputs(SIZE + 1)
+    assert temporaries(gradient, a, a) < arrays_kept * a.nbytes + 8 * CHUNK
+
+
 def test_arrays_for_a_gradient_are_made_after_the_way_forward(monkeypatch):
     """It is one array less than when they are made of constants, which XLA makes at the start."""
 
