@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+
+from batchrules._jax_versions import is_reference
 
 
 def is_none(x: Any) -> bool:
@@ -64,7 +67,10 @@ class Arguments:
     def size(self, axis_size: int | None) -> int | None:
         """The mapped axis's length, or None where `jax.vmap` would find fault with it."""
         lengths = {x.shape[axis] for x, axis in zip(self.mapped, self.mapped_axes, strict=True)}
-        lengths |= set() if axis_size is None else {axis_size}
+        if axis_size is not None:
+            if not isinstance(axis_size, numbers.Real):
+                return None
+            lengths.add(axis_size)
         return lengths.pop() if len(lengths) == 1 else None
 
 
@@ -93,4 +99,16 @@ def _positive(x: Any, axis: Any) -> Any:
         return None
     if not isinstance(axis, int) or not isinstance(x, jax.Array | np.ndarray | np.generic):
         return False
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "OSUMm":
+        return False
     return axis % x.ndim if -x.ndim <= axis < x.ndim else False
+
+
+def refuse_references(tree: Any) -> None:
+    """TypeError for a `jax.Ref`. `jax.vmap` maps one in place, which chunks can't."""
+    for path, x in jax.tree.leaves_with_path(tree):
+        if is_reference(x):
+            raise TypeError(
+                f"bmap: argument{jax.tree_util.keystr(path[1:])} is a reference, {jax.typeof(x)}, which can't be "
+                "mapped in chunks. Pass its value (ref[...]), or use jax.vmap."
+            )

@@ -75,10 +75,14 @@ def with_outputs(body: Body, wanted: Sequence[bool]) -> Body:
     return prune(body, wanted, keep=True)[0]
 
 
-def alone(body: Body, wanted: Sequence[int]) -> Body:
-    """The program of these outputs, of all inputs, without effects of anything else."""
-    outputs = [body.jaxpr.outvars[i] for i in wanted]
-    return closed_like(body, body.jaxpr.replace(eqns=needed_for(body.jaxpr, outputs), outvars=outputs))
+def alone(body: Body, wanted: Sequence[int]) -> tuple[Body, list[bool]]:
+    """The program of these outputs, without effects of anything else, of the inputs it needs; and which these are."""
+    jaxpr: Jaxpr = body.jaxpr
+    outputs = [jaxpr.outvars[i] for i in wanted]
+    eqns = needed_for(jaxpr, outputs)
+    read = {v for atoms in (outputs, *(eqn.invars for eqn in eqns)) for v in variables(atoms)}
+    used = [v in read for v in jaxpr.invars]
+    return closed_like(body, jaxpr.replace(invars=list(compress(jaxpr.invars, used)), eqns=eqns, outvars=outputs)), used
 
 
 def prune(body: Body, wanted: Sequence[bool], *, keep: bool | Sequence[bool] = False) -> tuple[Body, list[bool]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
+from batchrules._bmap_collectives import ChunkedAxis
 from batchrules._bmap_plan import Segment
 from batchrules._jax_versions import with_axis, without_axis
 
@@ -50,6 +51,7 @@ class Frame:
         after: An operand. Arrays for results are allocated no sooner than it is known.
         in_blocks: Whether the axis before a slot's may be divided over devices.
         on_chunk: Called while tracing, with the number of a chunk's first element.
+        chunked: The mapped axis, over which no derivative rule may have a collective.
     """
 
     segments: tuple[Segment, ...]
@@ -62,6 +64,7 @@ class Frame:
     after: int | None = None
     in_blocks: bool = False
     on_chunk: Callable[[Any], None] | None = None
+    chunked: ChunkedAxis | None = None
 
     @property
     def length(self) -> int:

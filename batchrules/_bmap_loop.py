@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.core import eval_jaxpr
 from jax.extend.core import Primitive
-from jax.interpreters import mlir, xla
+from jax.interpreters import mlir
 
 from batchrules._bmap_allocate import arrays_for_results
 from batchrules._bmap_body import Body, run, trace
@@ -168,6 +168,12 @@ class _Place:
 # --- the primitive ---------------------------------------------------------------------------------------------------
 
 
+def _compiled(*operands: Any, **params: Any) -> list[Any]:
+    # JAX forgets the compiled program together with the function made here. It would keep one of a primitive for good.
+    with jax.disable_jit(False):  # noqa: FBT003  # JAX's only argument here
+        return jax.jit(partial(loop_p.bind, **params))(*operands)
+
+
 def _abstract(*_types: Any, bodies: tuple[Body, ...], frame: Frame) -> tuple[list[Any], set[Any]]:
     return frame.result_types(bodies), effects_of(bodies, frame)
 
@@ -188,6 +194,6 @@ def _effects_of_report(on_chunk: Callable[[Any], None]) -> set[Any]:
 
 loop_p = Primitive("bmap_loop")
 loop_p.multiple_results = True
-loop_p.def_impl(partial(xla.apply_primitive, loop_p))
+loop_p.def_impl(_compiled)
 loop_p.def_effectful_abstract_eval(_abstract)
 mlir.register_lowering(loop_p, mlir.lower_fun(_run, multiple_results=True))

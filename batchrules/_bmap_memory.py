@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,17 +36,17 @@ def abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding)
 
 
-def available_bytes(max_bytes: int | None) -> int:
-    """The limit, by default what the device says that it has."""
-    if max_bytes is not None:
-        return max_bytes
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" not in stats:
+def available_bytes(arguments: Sequence[Any]) -> int:
+    """What the device that has least of it says that it has. The arguments are there, if they are anywhere."""
+    places = (x.devices() for x in arguments if isinstance(x, jax.Array) and not isinstance(x, Tracer))
+    devices = set().union(*places) & set(jax.local_devices()) or {jax.local_devices()[0]}
+    limits = {device: (device.memory_stats() or {}).get("bytes_limit") for device in devices}
+    unknown = [device for device, limit in limits.items() if limit is None]
+    if unknown:
         raise ValueError(
-            f'bmap: batch_size="auto" needs max_bytes=..., because {jax.devices()[0]} does not tell '
-            "how much memory it has."
+            f'bmap: batch_size="auto" needs max_bytes=..., because {unknown[0]} does not tell how much memory it has.'
         )
-    return int(stats["bytes_limit"])
+    return min(int(limit) for limit in limits.values() if limit is not None)
 
 
 def largest_batch_size(bytes_for: Callable[[int], int], size: int, limit: int) -> int:
@@ -59,12 +59,13 @@ def largest_batch_size(bytes_for: Callable[[int], int], size: int, limit: int) -
         return size
     fits, too_large = 0, size
     guess = max(1, size // 64)
-    for _ in range(MAX_TRIES):
+    for tries_left in reversed(range(MAX_TRIES)):
         tried[guess] = bytes_for(guess)
         fits, too_large = (guess, too_large) if tried[guess] <= limit else (fits, guess)
         if too_large - fits <= max(1, fits // 32):
             break
-        guess = _between(fits, too_large, _fitted(tried, limit))
+        # The last try is for one element, if nothing was small enough before.
+        guess = _between(fits, too_large, _fitted(tried, limit)) if fits or tries_left > 1 else 1
     if fits == 0:
         raise ValueError(
             f"bmap: no batch size fits max_bytes={limit}: with {min(tried)} element(s) at a time the compiled program "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchrules._jax_versions import canonical_dtype
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -21,8 +23,17 @@ class Segment:
 
     @property
     def index_type(self) -> np.dtype:
-        """A dtype that holds the number of each element."""
-        return np.dtype(np.int32 if self.stop < 2**31 else np.int64)
+        """A dtype that holds the number of each element, with 64-bit types on or off. ValueError if there is none."""
+        if self.stop < 2**31:
+            return np.dtype(np.int32)
+        if canonical_dtype(np.int64) == np.int64:
+            return np.dtype(np.int64)
+        if self.stop < 2**32:
+            return np.dtype(np.uint32)
+        raise ValueError(
+            f"bmap: an axis of {self.stop} elements needs 64-bit indices. "
+            'Turn them on: jax.config.update("jax_enable_x64", True).'
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,12 @@ def plan_chunks(axis_size: int, batch_size: int) -> ChunkPlan:
     A smaller chunk is compiled on its own, and equal chunks are not, so a few chunks more are worth having.
     """
     fewest = -(-axis_size // batch_size)
-    for count in range(fewest, 2 * fewest + 1):
-        if axis_size % count == 0:
-            return ChunkPlan(0, axis_size // count, count)
+    # Few chunks are found by their number, many by their size.
+    if fewest < batch_size:
+        counts = (count for count in range(fewest, 2 * fewest + 1) if axis_size % count == 0)
+    else:
+        counts = (axis_size // size for size in range(batch_size, 0, -1) if axis_size % size == 0)
+    count = next(counts, axis_size)
+    if count <= 2 * fewest:
+        return ChunkPlan(0, axis_size // count, count)
     return ChunkPlan(axis_size % batch_size, batch_size, axis_size // batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -14,14 +14,16 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.sharding import NamedSharding
 
-import batchrules._bmap_forward  # gives the loop rules
+import batchrules._bmap_batching  # gives the loop a rule
+import batchrules._bmap_forward  # the same
 import batchrules._bmap_reverse  # noqa: F401  # the same
 from batchrules._bmap_allocate import filled
+from batchrules._bmap_collectives import ChunkedAxis
 from batchrules._bmap_frame import Frame, Slot
 from batchrules._bmap_loop import loop
 from batchrules._bmap_plan import ChunkPlan
 from batchrules._bmap_reduce import Reduction
-from batchrules._bmap_sharding import divided_over, plain_type, replicated
+from batchrules._bmap_sharding import divided_over, plain_type, spread_along_first
 from batchrules._bmap_trace import Element, Shared
 
 Values = Sequence[Any]
@@ -119,7 +121,7 @@ class Outputs:
 class Program:
     """One element's program, with everything that is needed to run it over the axis.
 
-    `axis_name` is there only where one chunk is the whole axis.
+    `axis_name` is there only where one chunk is the whole axis, `chunked` only elsewhere.
     """
 
     element: Element
@@ -130,6 +132,7 @@ class Program:
     checkpoint: bool
     on_chunk: Callable[[Any], None] | None = None
     axis_name: Any = None
+    chunked: ChunkedAxis | None = None
 
     @property
     def outputs(self) -> Outputs:
@@ -154,20 +157,15 @@ class Program:
         for i, y in zip(self.outputs.stacked, results, strict=True):
             values[i] = self.layout.unite(y, self.outputs.axis(i))
         for reduction, final in zip(self.reductions, self._states(state[num_last:]), strict=True):
-            joined = self._join_blocks(reduction, final) if self.layout.over else final
+            joined = reduction.join_blocks(final) if self.layout.over else final
             results = reduction.finish(joined, self.outputs.leading(reduction), self.layout.size)
             values |= dict(zip(reduction.indices, results, strict=True))
         return values
 
-    def _join_blocks(self, reduction: Reduction, states: Values) -> Values:
-        states = [replicated(x) for x in states]
-        blocks = [[x[block] for x in states] for block in range(self.layout.blocks)]
-        return reduce(reduction.join, blocks)
-
     def _over_chunks(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
         """The last state and the whole results."""
         if not self.layout.size:
-            return state, [filled(self.element.results[i]) for i in self.outputs.stacked]
+            return self._over_nothing(consts, state, wholes)
         num_consts, num_state = len(consts), len(state)
         frame = Frame(
             segments=self.plan.segments,
@@ -180,6 +178,7 @@ class Program:
             in_blocks=self.layout.blocks > 1,
             checkpoint=self.checkpoint,
             on_chunk=self.on_chunk,
+            chunked=self.chunked,
         )
 
         def step(segment: int, values: list[Any]) -> list[Any]:
@@ -192,6 +191,16 @@ class Program:
 
         found = loop(step, frame, [*consts, *state, *wholes])
         return found[:num_state], found[num_state:]
+
+    def _over_nothing(self, consts: Values, state: Values, wholes: Values) -> tuple[Values, Values]:
+        """The same where there is no element. What does not depend on the mapped axis has a value even so."""
+        parts = [self.layout.unite(x, axis) for x, axis in zip(wholes, self.in_axes, strict=True)]
+        values = dict(zip(self.outputs.in_loop, self._map(0, consts[: self.element.num_consts], parts), strict=True))
+        last = self.outputs.last
+        return (
+            [*(values[i] for i in last), *state[len(last) :]],
+            [self.layout.divide(values[i], self.outputs.axis(i)) for i in self.outputs.stacked],
+        )
 
     def _start(self) -> list[Any]:
         last = [filled(plain_type(self.element.results[i])) for i in self.outputs.last]
@@ -225,7 +234,8 @@ class Program:
         for reduction, old in zip(self.reductions, self._states(state), strict=True):
             chunk = [values[i] for i in reduction.indices]
             if self.layout.over:
-                new += jax.vmap(reduction.add)(old, [self.layout.divide(y, 0) for y in chunk])
+                blocks = [spread_along_first(self.layout.divide(y, 0), self.layout.over) for y in chunk]
+                new += jax.vmap(reduction.add)(old, blocks)
             else:
                 new += reduction.add(old, chunk)
         return new

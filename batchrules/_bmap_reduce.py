@@ -1,7 +1,7 @@
 """Reductions: an output that is combined over the mapped axis as the chunks come, instead of stacked.
 
-Each is three functions over a state that is carried from chunk to chunk: `start` it, `add` a chunk to it (whose leaves
-lead with the chunk's size), and `finish` it to the results.
+Each is four functions over a state that is carried from chunk to chunk: `start` it, `add` a chunk to it (whose leaves
+lead with the chunk's size), `join_blocks` where devices have a state each, and `finish` it to the results.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from batchrules._bmap_axes import is_none
 from batchrules._bmap_reduce_named import Extremum, Total
+from batchrules._bmap_sharding import whole_along_first
 
 NAMES = ("sum", "mean", "max", "min")
 
@@ -42,8 +43,11 @@ class Reduction(Protocol):
         """The state after one more chunk."""
         ...
 
-    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
-        """One state of two, of elements that follow each other."""
+    def join_blocks(self, states: Sequence[Any]) -> list[Any]:
+        """One state of several, of blocks of elements that follow each other.
+
+        The arrays have a state for each block along axis 0, which is spread over devices.
+        """
         ...
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
@@ -82,10 +86,11 @@ class Fold:
         return init
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
-        return self.join(state, self._fold(list(chunk)))
+        return self._combine(state, self._fold(list(chunk)))
 
-    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
-        return self._combine(state, later)
+    def join_blocks(self, states: Sequence[Any]) -> list[Any]:
+        # Their order counts, so each device needs all of them.
+        return self._fold([whole_along_first(x) for x in states])
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         del stacked, size

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from batchrules._bmap_sharding import whole_along_first
 from batchrules._jax_versions import cast_varying, varying_axes
 
 # --- sum and mean ----------------------------------------------------------------------------------------------------
@@ -34,8 +35,8 @@ class Total:
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
         return [state[0] + jnp.sum(chunk[0].astype(state[0].dtype), axis=0)]
 
-    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
-        return [state[0] + later[0]]
+    def join_blocks(self, states: Sequence[Any]) -> list[Any]:
+        return [jnp.sum(states[0], axis=0, dtype=states[0].dtype)]
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         total = state[0] / size if self.mean else state[0]
@@ -78,10 +79,18 @@ class Extremum:
         ]
 
     def add(self, state: Sequence[Any], chunk: Sequence[Any]) -> list[Any]:
-        return self.join(state, self._of_chunk(chunk[0]))
+        best, count = state
+        # Computed once, or else XLA may compute it twice, differently, and then nothing equals the best.
+        elements = lax.optimization_barrier(chunk[0].astype(best.dtype))
+        one = jnp.ones((), count.dtype)
+        return list(_best(self.largest, (best[None], elements), (count[None], one)))
 
-    def join(self, state: Sequence[Any], later: Sequence[Any]) -> list[Any]:
-        return list(_better(self.largest, *state, *later))
+    def join_blocks(self, states: Sequence[Any]) -> list[Any]:
+        if jnp.issubdtype(states[0].dtype, jnp.complexfloating):
+            # The devices have no way to find the best of these together.
+            states = [whole_along_first(x) for x in states]
+        best, count = states
+        return list(_best(self.largest, (best,), (count,)))
 
     def finish(self, state: Sequence[Any], stacked: Sequence[Any], size: int) -> list[Any]:
         if size == 0:
@@ -93,13 +102,6 @@ class Extremum:
     @property
     def _name(self) -> str:
         return "max" if self.largest else "min"
-
-    def _of_chunk(self, chunk: Any) -> tuple[Any, Any]:
-        # Computed once, or else XLA may compute it twice, differently, and then nothing equals the best.
-        chunk = lax.optimization_barrier(chunk.astype(_wider(chunk.dtype)))
-        best = (jnp.max if self.largest else jnp.min)(chunk, axis=0)
-        count = jnp.sum(chunk == best[None], axis=0, dtype=_count_dtype(best.dtype))
-        return best, lax.stop_gradient(count)
 
 
 def _count_dtype(dtype: Any) -> Any:
@@ -117,19 +119,31 @@ def _worst(dtype: Any, *, largest: bool) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _better(largest: bool, old: Any, old_count: Any, new: Any, new_count: Any) -> tuple[Any, Any]:  # noqa: FBT001
-    best = (jnp.maximum if largest else jnp.minimum)(old, new)
-    zero = jnp.zeros_like(old_count)
-    return best, jnp.where(old == best, old_count, zero) + jnp.where(new == best, new_count, zero)
+def _best(largest: bool, values: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:  # noqa: FBT001
+    """The best of all values, which lie along axis 0 of several arrays, and how many elements attain it.
+
+    Each value is the best of some elements already, which as many of them attain as its count says.
+    """
+    over, either = (jnp.max, jnp.maximum) if largest else (jnp.min, jnp.minimum)
+    best = reduce(either, [over(x, axis=0) for x in values])
+    return best, reduce(lax.add, [jnp.sum(x, axis=0) for x in _attaining(best, values, counts)])
 
 
-@_better.defjvp
-def _better_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:  # noqa: FBT001
-    old, old_count, _, _ = primals
-    best, count = _better(largest, *primals)
-    weight = (jnp.where(old == best, old_count, jnp.zeros_like(old_count)) / count).astype(best.dtype)
-    weight = lax.stop_gradient(weight)
+def _attaining(best: Any, values: Sequence[Any], counts: Sequence[Any]) -> list[Any]:
+    """For each value how many of its elements attain the best."""
+    # A product, because explicitly sharded arrays of which one is more spread than the other can be multiplied.
+    return [(x == best[None]).astype(n.dtype) * n for x, n in zip(values, counts, strict=True)]
+
+
+@_best.defjvp
+def _best_jvp(largest: bool, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:  # noqa: FBT001
+    best, count = _best(largest, *primals)
     # JAX 0.7 gives zeros that do not vary where the others do.
-    d_old, d_new = (cast_varying(t, varying_axes(jax.typeof(weight))) for t in (tangents[0], tangents[2]))
-    moved = weight * d_old + (1 - weight) * d_new
-    return (best, count), (moved, jnp.zeros_like(count))
+    varying = varying_axes(jax.typeof(best))
+    moved = [
+        jnp.sum(lax.stop_gradient(n.astype(best.dtype)) * cast_varying(tangent, varying), axis=0)
+        for n, tangent in zip(_attaining(best, *primals), tangents[0], strict=True)
+    ]
+    # Divided at the end, as in JAX, so that devices can add up these and the counts at once.
+    share = reduce(lax.add, moved) / lax.stop_gradient(count.astype(best.dtype))
+    return (best, count), (share, jnp.zeros_like(count))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, get_abstract_mesh
 
-from batchrules._bmap_axes import Arguments, flatten_arguments
+from batchrules._bmap_axes import Arguments, flatten_arguments, refuse_references
+from batchrules._bmap_collectives import ChunkedAxis
 from batchrules._bmap_memory import abstract, available_bytes, compiled_bytes, largest_batch_size
 from batchrules._bmap_plan import ChunkPlan, plan_chunks, plan_one_chunk
 from batchrules._bmap_program import Layout, Program
@@ -67,6 +67,8 @@ class Request:
         """The mapped function, called."""
         call = self._read(args, kwargs)
         if call is None:
+            if self.batch_size is not None or self.reduce is not None:
+                refuse_references((args, kwargs))
             return self.plain(*args, **kwargs)  # which says what is wrong with the arguments
         if self._is_whole(call) and self.reduce is None and self.progress is False:
             return self.plain(*args, **kwargs)
@@ -105,8 +107,9 @@ class Request:
         reductions = tuple(reductions_of(self.reduce, element.treedef))
         is_whole = batch_size >= call.shard_size
         layout, plan = _whole(call) if is_whole else _chunked(call, batch_size, reductions)
-        if not is_whole:
-            self._check_collectives(element, batch_size, call.size)
+        chunked = None if is_whole else ChunkedAxis(self.axis_name, call.size, batch_size)
+        if chunked:
+            chunked.refuse(element.axis_names)
         bar = make_bar(self.progress, plan.num_chunks)
         return Program(
             element=element,
@@ -117,21 +120,20 @@ class Request:
             checkpoint=self.checkpoint,
             on_chunk=bar and bar.on_chunk,
             axis_name=self.axis_name if is_whole else None,
+            chunked=chunked,
         )
-
-    def _check_collectives(self, element: Element, batch_size: int, size: int) -> None:
-        if element.has_collective_over(self.axis_name):
-            raise ValueError(
-                f"bmap: the function uses a collective over the axis {self.axis_name!r}, which needs all "
-                f"{size} elements at once, and a chunk has {batch_size}. Use batch_size=None (or jax.vmap), or move "
-                "the collective out of the function: reduce= computes sums, means, maxima and minima over all chunks."
-            )
 
     # The largest batch size that fits.
 
     def _choose(self, call: Call, element: Element) -> int:
         if self.batch_size != "auto":
             return call.shard_size if self.batch_size is None else int(self.batch_size)
+        around = element.axis_names - {self.axis_name}
+        if around:
+            raise ValueError(
+                'bmap: batch_size="auto" compiles the function on its own, where the axes around it are not known, and '
+                f"it uses {', '.join(sorted(map(repr, around)))}. Give a number."
+            )
         silent = replace(self, progress=False)
 
         def bytes_for(batch_size: int) -> int:
@@ -139,40 +141,20 @@ class Request:
             closed, mapped = ([abstract(x) for x in values] for values in (element.closed, call.arguments.mapped))
             return compiled_bytes(program.run, closed, mapped)
 
-        return self._remembered(_key(call, element), call, bytes_for)
+        mapped = tuple((abstract(x), axis) for x, axis in call.arguments.mapped_pairs)
+        reduced = tuple(r.indices for r in reductions_of(self.reduce, element.treedef))
+        key = (get_abstract_mesh(), mapped, tuple(abstract(x) for x in element.closed), element.outline, reduced)
+        return self._remembered(key, call, bytes_for)
 
     def _remembered(self, key: Any, call: Call, bytes_for: Callable[[int], int]) -> int:
-        if key in self.chosen:
-            return self.chosen[key]
-        chosen = largest_batch_size(bytes_for, call.shard_size, available_bytes(self.max_bytes))
-        if key is not None:
-            self.chosen[key] = chosen
+        if key not in self.chosen:
+            limit = self.max_bytes or available_bytes(call.arguments.mapped)
+            chosen = self.chosen[key] = largest_batch_size(bytes_for, call.shard_size, limit)
             # The oldest; in one step, because other threads may be here too.
             for old in list(self.chosen)[:-MOST_CHOSEN]:
                 self.chosen.pop(old, None)
-        return chosen
-
-
-def _key(call: Call, element: Element) -> Any:
-    """What a choice of the batch size is remembered by; None where nothing can be told from the arguments."""
-    mapped = tuple((abstract(x), axis) for x, axis in call.arguments.mapped_pairs)
-    others = tuple(_kind(x) for x in (*call.arguments.unmapped, *element.closed))
-    key = (call.arguments.treedef, get_abstract_mesh(), mapped, others)
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
-def _kind(x: Any) -> Any:
-    """What is remembered of an argument: of an array its type and place, and no object that could be large."""
-    if isinstance(x, jax.Array | np.ndarray | np.generic):
-        return abstract(x)
-    try:
-        return type(x), weakref.ref(x)
-    except TypeError:
-        return type(x), x
+            return chosen
+        return self.chosen[key]
 
 
 def _whole(call: Call) -> tuple[Layout, ChunkPlan]:
@@ -184,7 +166,10 @@ def _chunked(call: Call, batch_size: int, reductions: Sequence[Reduction]) -> tu
         return Layout(call.size, num_shards(call.over), call.over), plan_chunks(call.shard_size, batch_size)
     devices = num_auto_devices()
     keeps_order = any(isinstance(reduction, Fold) for reduction in reductions)
-    blocks = 1 if call.size % devices or batch_size < devices or keeps_order else devices
+    # Perhaps the axis is spread over some of the devices only.
+    blocks = math.gcd(call.size, devices)
+    if batch_size < blocks or keeps_order:
+        blocks = 1
     return Layout(call.size, blocks), plan_chunks(call.size // blocks, batch_size // blocks)
 
 

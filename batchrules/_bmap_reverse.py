@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval as pe
 
 from batchrules._bmap_allocate import filled
 from batchrules._bmap_body import Body, run
+from batchrules._bmap_collectives import no_collectives
 from batchrules._bmap_frame import Frame, pairs_in_place
 from batchrules._bmap_loop import effects_of, loop, loop_p
 from batchrules._bmap_sharding import placed_like
@@ -138,6 +139,7 @@ class _Transposed:
             checkpoint=old.checkpoint,
             after=next((k for k, _, slot in cotangents if slot is not None and slot.segment is None), None),
             in_blocks=old.in_blocks,
+            chunked=old.chunked,
         )
         return frame, results
 
@@ -157,7 +159,8 @@ class _Transposed:
             given[_Name("cotangent", j)] if _Name("cotangent", j) in given else placed_like([filled(kind)], [kind])[0]
             for j, kind in zip(results, body.out_avals, strict=True)
         ]
-        found = jax.linear_transpose(of_linear, *types.values())(cotangents)
+        with no_collectives(frame.chunked):
+            found = jax.linear_transpose(of_linear, *types.values())(cotangents)
         return dict(self._kept(i, x, given) for i, x in zip(linear, found, strict=True))
 
     def _kept(self, i: int, cotangent: Any, given: dict[_Name, Any]) -> tuple[_Name, Any]:

@@ -32,9 +32,7 @@ def num_shards(over: NamedSharding | None) -> int:
     """The number of devices that hold a part each of an axis that is sharded so."""
     if over is None:
         return 1
-    (entry,) = over.spec
-    names = entry if isinstance(entry, tuple) else (entry,)
-    return math.prod(over.mesh.shape[name] for name in names)
+    return math.prod(over.mesh.shape[name] for name in _names(*over.spec))
 
 
 def divided_over(x: Any, size: int, over: NamedSharding) -> Any:
@@ -57,15 +55,32 @@ def is_placed_explicitly(x: Any) -> bool:
 
 
 def placed_like(values: Sequence[Any], types: Sequence[Any]) -> list[Any]:
-    """The values, laid out along the same mesh axes as arrays of these types."""
+    """The values, laid out along the same mesh axes as arrays of these types.
+
+    Axes of an array that are whole in its type may be spread over the mesh axes that are left.
+    """
     return [_placed(x, kind) for x, kind in zip(values, types, strict=True)]
 
 
 def _placed(x: Any, kind: Any) -> Any:
-    spec = kind.sharding.spec
-    if any(entry is not None for entry in spec) and jax.typeof(x).sharding.spec != spec:
-        x = reshard(x, NamedSharding(kind.sharding.mesh, kind.sharding.spec))
+    spec, own = kind.sharding.spec, jax.typeof(x).sharding.spec
+    if any(entry is not None for entry in spec) and own != spec:
+        wanted = _at_least(spec, own)
+        x = x if wanted == own else reshard(x, NamedSharding(kind.sharding.mesh, wanted))
     return cast_varying(x, varying_axes(kind))
+
+
+def _at_least(spec: PartitionSpec, own: PartitionSpec) -> PartitionSpec:
+    taken = {name for entry in spec for name in _names(entry)}
+    pairs = zip(spec, own, strict=True)
+    return PartitionSpec(*(now if then is None and taken.isdisjoint(_names(now)) else then for then, now in pairs))
+
+
+def _names(entry: Any) -> tuple[Any, ...]:
+    """The mesh axes that an axis with this entry in its spec is spread over."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def plain_type(kind: Any) -> jax.ShapeDtypeStruct:
@@ -73,7 +88,13 @@ def plain_type(kind: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype)
 
 
-def replicated(x: Any) -> Any:
-    """An explicitly sharded array, whole on each device."""
-    mesh = jax.typeof(x).sharding.mesh
-    return reshard(x, NamedSharding(mesh, PartitionSpec())) if is_placed_explicitly(x) else x
+def whole_along_first(x: Any) -> Any:
+    """An array whose first axis is explicitly sharded, with all of that axis on each device; the others as they are."""
+    sharding = jax.typeof(x).sharding
+    return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:])))
+
+
+def spread_along_first(x: Any, over: NamedSharding) -> Any:
+    """An array, its first axis spread over devices as `over` says, if it is not spread yet; the others as they are."""
+    spec = jax.typeof(x).sharding.spec
+    return x if spec[0] is not None else reshard(x, NamedSharding(over.mesh, PartitionSpec(*over.spec, *spec[1:])))

@@ -192,9 +192,9 @@ class FirstLoop:
             return
         up = self._halves
         first = len(up.known_out(segment))
-        body = alone(up.cuts[segment].known, [first + r.number for r in once])
         # It reads none of the operands that chunks have parts of.
-        found = run(body, [self._operands[i] for i in up.known_in(segment)])
+        body, used = alone(up.cuts[segment].known, [first + r.number for r in once])
+        found = run(body, [self._operands[i] for i in compress(up.known_in(segment), used)])
         self._values |= dict(zip(once, found, strict=True))
 
     def _find_operands_and_results(self) -> None:

@@ -6,16 +6,19 @@ wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from batchrules._bmap_axes import Arguments, spread
 from batchrules._bmap_body import reached_from, uses, variables
+from batchrules._bmap_inline import with_open_jits
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,18 @@ class Element:
     def share(self, closed: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Run what does not depend on the mapped axis: the loop's constants, and the outputs that are known with it."""
         values = eval_jaxpr(self.shared, (), *closed)
-        return values[: self.num_consts], values[self.num_consts :]
+        consts, known = values[: self.num_consts], values[self.num_consts :]
+        return consts, [_plain(x, v.aval) for x, v in zip(known, self.shared.outvars[self.num_consts :], strict=True)]
 
-    def has_collective_over(self, axis_name: Any) -> bool:
-        """Whether the function combines elements, or asks for their place, by the mapped axis's name."""
-        jaxprs = (self.shared, self.jaxpr)
-        return axis_name is not None and any(_mentions(jaxpr, axis_name) for jaxpr in jaxprs)
+    @property
+    def axis_names(self) -> set[Any]:
+        """The names of the axes, the mapped one or others around it, that the function asks for or combines over."""
+        return _axis_names(self.shared) | _axis_names(self.jaxpr)
+
+    @property
+    def outline(self) -> Any:
+        """What the element's program is made of, as a key: where it is the same, so is the memory that it takes."""
+        return _outline(self.shared), _outline(self.jaxpr), self.outputs, self.out_axes
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ def trace_element(
     found: dict[str, Any] = {}
 
     def traced(*mapped: Any) -> Any:
+        # JAX's errors tell where this is from, which is of use if it is the user's function.
+        @functools.wraps(fun)
         def flat(*values: Any) -> list[Any]:
             leaves, found["treedef"] = jax.tree.flatten(arguments.call(fun, values))
             return leaves
@@ -86,7 +97,7 @@ def trace_element(
         jax.eval_shape(vmap(lambda *mapped: (traced(*mapped), ())[1], in_axes, 0), *arguments.mapped)
         out_axes = _with_front(out_axes, found["treedef"], reduced(found["treedef"]))
         stacked = jax.eval_shape(vmap(again, in_axes, out_axes), *arguments.mapped)
-    return _cut(found["closed"], found["treedef"], spread(out_axes, stacked), jax.tree.leaves(stacked))
+    return _cut(with_open_jits(found["closed"]), found["treedef"], spread(out_axes, stacked), jax.tree.leaves(stacked))
 
 
 def _with_front(out_axes: Any, treedef: Any, leaves: set[int]) -> Any:
@@ -125,31 +136,55 @@ def _cut(closed: Any, treedef: Any, out_axes: Sequence[Any], results: Sequence[A
     )
 
 
+def _plain(value: Any, aval: Any) -> Any:
+    """A constant that the function returns as it is: JAX has classes of its own for those in a program."""
+    if isinstance(value, jax.Array | np.generic | bool):
+        return value
+    if not aval.weak_type:
+        return np.asarray(value, aval.dtype)[()]
+    kinds: tuple[Any, ...] = (int, float, complex)
+    return next(kind(value) for kind in kinds if isinstance(value, kind))
+
+
 def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
     return list(dict.fromkeys(v for e in eqns for v in variables(e.invars) if v not in known))
 
 
-def _mentions(jaxpr: Any, axis_name: Any) -> bool:
-    """Whether an equation anywhere in the program takes this axis name."""
-    return any(_is_over(eqn, axis_name) or _holds(eqn.params.values(), axis_name) for eqn in jaxpr.eqns)
+def _axis_names(jaxpr: Any) -> set[Any]:
+    """The names of axes that equations anywhere in the program take, and that are not named inside it."""
+    names: set[Any] = set()
+    for eqn in jaxpr.eqns:
+        for key in ("axes", "axis_name"):
+            names |= _names_in(eqn.params.get(key))
+        # Only `jax.shard_map` has a mesh.
+        own = getattr(eqn.params.get("mesh"), "axis_names", ())
+        names |= set().union(*map(_axis_names, _inside(eqn.params.values()))).difference(own)
+    return names
 
 
-def _is_over(eqn: JaxprEqn, axis_name: Any) -> bool:
-    for key in ("axes", "axis_name"):
-        names = eqn.params.get(key, ())
-        # A position is an int, which a name is not unless someone made it so.
-        if any(
-            type(name) is not int and name == axis_name for name in (names if isinstance(names, tuple) else (names,))
-        ):
-            return True
-    return False
+def _names_in(axes: Any) -> set[Any]:
+    each = axes if isinstance(axes, tuple) else (axes,)
+    # A position is an int, which a name is not unless someone made it so.
+    return {name for name in each if name is not None and type(name) is not int}
 
 
-def _holds(params: Iterable[Any], axis_name: Any) -> bool:
+def _outline(jaxpr: Any) -> tuple[Any, ...]:
+    """The program's equations and their types, at all depths. Not what else they are told, which might be large."""
+    return tuple(
+        (
+            eqn.primitive.name,
+            tuple(str(v.aval) for v in (*eqn.invars, *eqn.outvars)),
+            tuple(_outline(inner) for inner in _inside(eqn.params.values())),
+        )
+        for eqn in jaxpr.eqns
+    )
+
+
+def _inside(params: Iterable[Any]) -> Iterator[Any]:
+    """The programs among an equation's parameters."""
     for param in params:
         inner = getattr(param, "jaxpr", param)
-        if isinstance(inner, Jaxpr) and _mentions(inner, axis_name):
-            return True
-        if isinstance(param, tuple) and _holds(param, axis_name):
-            return True
-    return False
+        if isinstance(inner, Jaxpr):
+            yield inner
+        elif isinstance(param, tuple):
+            yield from _inside(param)

@@ -88,3 +88,10 @@ def without_axis(aval: Any, axis: int) -> Any:
     spec = aval.sharding.spec
     shape = (*aval.shape[:axis], *aval.shape[axis + 1 :])
     return result_type(aval, shape, aval.dtype, (*spec[:axis], *spec[axis + 1 :]))
+
+
+def is_reference(x: Any) -> bool:
+    """Whether this is a `jax.Ref`, or stands for one while JAX traces. There is no public class before jax 0.8."""
+    if isinstance(x, jax.core.Tracer):
+        return type(jax.typeof(x)).__name__ == "AbstractRef"
+    return isinstance(x, getattr(jax, "Ref", ()))

@@ -1,13 +1,16 @@
 """batch_size="auto": the largest chunk whose compiled program fits."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from bmap_cases import assert_close, random
 
+from batchrules import _bmap_request as bmap_request
 from batchrules._bmap import bmap
-from batchrules._bmap_memory import largest_batch_size
+from batchrules._bmap_memory import available_bytes, largest_batch_size
 
 WIDTH, SIZE = 32, 2000
 WHOLE = 2 * SIZE * WIDTH * 8  # argument and result
@@ -162,3 +165,109 @@ def test_the_search_where_memory_grows_with_the_square(size):
     largest = size * 9 // 10
     found = largest_batch_size(lambda batch_size: batch_size**2, size, largest**2)
     assert largest - largest // 32 <= found <= largest
+
+
+def test_the_choice_is_made_for_what_is_closed_over():
+    repeats = [1]
+    ours = bmap(lambda x: jnp.sort(jnp.tile(x, repeats[0])).sum(), batch_size="auto", max_bytes=2 * WHOLE)
+    a = random((SIZE, WIDTH))
+    chosen = []
+    for number in (1, 40, 1):
+        repeats[0] = number
+        chosen.append(ours.batch_size_for(a))
+    assert chosen[0] == chosen[2] > chosen[1]
+
+
+def test_the_choice_is_made_once_for_functions_made_anew(monkeypatch):
+    compiled = []
+    original = bmap_request.compiled_bytes
+    monkeypatch.setattr(bmap_request, "compiled_bytes", lambda *args: compiled.append(args) or original(*args))
+    ours = bmap(lambda f, x: f(x), (None, 0), batch_size="auto", max_bytes=int(1.2 * WHOLE))
+    a = random((SIZE, WIDTH))
+    chosen = [ours.batch_size_for(lambda x: layers(x), a)]  # noqa: PLW0108  # another function each time
+    tries = len(compiled)
+    chosen += [ours.batch_size_for(lambda x: layers(x), a) for _ in range(3)]  # noqa: PLW0108
+    assert len(compiled) == tries
+    assert len(set(chosen)) == 1
+    ours.batch_size_for(jnp.sin, a)
+    assert len(compiled) > tries
+
+
+def test_the_oldest_choices_are_forgotten(monkeypatch):
+    monkeypatch.setattr(bmap_request, "MOST_CHOSEN", 2)
+    ours = bmap(jnp.sin, batch_size="auto", max_bytes=10**6)
+    for size in range(1, 6):
+        assert ours.batch_size_for(random(size)) == size
+    assert len(ours.batch_size_for.__self__.chosen) == 2
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_axis_around_the_call(jit):
+    ours = bmap(lambda x: x / jax.lax.psum(x, "around"), batch_size="auto", max_bytes=10**6)
+    mapped = jax.vmap(ours, axis_name="around")
+    text = "compiles the function on its own, where the axes around it are not known, and it uses 'around'. Give a num"
+    with pytest.raises(ValueError, match=text):
+        (jax.jit(mapped) if jit else mapped)(random((3, 5)))
+
+
+def test_axes_inside_and_its_own():
+    def f(x):
+        return jax.vmap(lambda y: y / jax.lax.psum(y, "inside"), axis_name="inside")(x) + jax.lax.pmean(x, "i")
+
+    ours = bmap(f, batch_size="auto", max_bytes=10**7, axis_name="i")
+    assert_close(ours(random((5, 3))), jax.vmap(f, axis_name="i")(random((5, 3))))
+
+
+def test_inside_shard_map(auto_mesh):
+    def f(x):
+        return jnp.sum(jnp.sort(jnp.tile(x, 5)))
+
+    ours = bmap(f, batch_size="auto", max_bytes=WHOLE // 4)
+    spec = jax.sharding.PartitionSpec("x")
+    a = random((SIZE, WIDTH))
+    assert ours.batch_size_for(a[: SIZE // 4]) < SIZE // 4
+    found = jax.jit(jax.shard_map(ours, mesh=auto_mesh, in_specs=spec, out_specs=spec))(a)
+    assert_close(found, jax.vmap(f)(a))
+
+
+class Device:
+    """Stands in for a device."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def memory_stats(self):
+        return None if self.limit is None else {"bytes_limit": self.limit, "bytes_in_use": 3}
+
+
+def test_the_devices_memory(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(5000), Device(None)])
+    assert available_bytes([]) == 5000
+    assert available_bytes([np.ones(3)]) == 5000
+
+
+def test_the_memory_of_the_devices_that_the_arguments_are_on(monkeypatch):
+    devices = [Device(5000), Device(4000), Device(3000), Device(None)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+    def array(*numbers):
+        found = Mock(spec=jax.Array)
+        found.devices = lambda: {devices[number] for number in numbers}
+        return found
+
+    assert available_bytes([array(0, 1), array(1)]) == 4000
+    with pytest.raises(ValueError, match="does not tell how much memory it has"):
+        available_bytes([array(0, 3)])
+
+
+def test_a_single_element_is_tried_before_nothing_is_said_to_fit():
+    tried = []
+
+    def bytes_for(batch_size):
+        tried.append(batch_size)
+        return batch_size**2
+
+    assert largest_batch_size(bytes_for, 10**6, 1) == 1
+    assert tried[-1] == 1
+    with pytest.raises(ValueError, match=r"with 1 element\(s\) at a time"):
+        largest_batch_size(lambda batch_size: batch_size + 1, 10**6, 1)

@@ -1,5 +1,7 @@
 """axis_name= works where a chunk is the whole axis, and is an error elsewhere."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -56,3 +58,55 @@ def test_collectives_over_other_axes():
     assert_close(f(lambda g: bmap(g, batch_size=3))(random((4, 7))), f(jax.vmap)(random((4, 7))))
     inner = bmap(jax.vmap(lambda b: lax.psum(b, "i"), axis_name="i"), axis_name="i", batch_size=3)
     assert_close(inner(random((7, 4))), jnp.broadcast_to(jnp.sum(random((7, 4)), axis=1, keepdims=True), (7, 4)))
+
+
+# --- in derivative rules ----------------------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def forward(x):
+    return jnp.sin(x)
+
+
+@forward.defjvp
+def _(primals, tangents):
+    return forward(*primals), tangents[0] * lax.psum(1.0 + 0 * primals[0], "i")
+
+
+@jax.custom_vjp
+def backward(x):
+    return jnp.sin(x)
+
+
+backward.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (ct * lax.psum(x, "i"),))
+
+
+@jax.custom_vjp
+def on_the_way(x):
+    return jnp.sin(x)
+
+
+on_the_way.defvjp(lambda x: (jnp.sin(x), lax.psum(x, "i")), lambda total, ct: (ct * total,))
+
+
+@pytest.mark.parametrize("f", [forward, backward, on_the_way])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+def test_in_a_derivative_rule(f, checkpoint, jit):
+    def gradient(mapped):
+        both = jax.value_and_grad(lambda a: jnp.sum(mapped(a)))
+        return (jax.jit(both) if jit else both)(random(7))
+
+    ours = functools.partial(bmap, f, axis_name="i", checkpoint=checkpoint)
+    assert_close(ours(batch_size=3)(random(7)), jnp.sin(random(7)))
+    assert_close(gradient(ours(batch_size=7)), gradient(jax.vmap(f, axis_name="i")))
+    with pytest.raises(ValueError, match=r"collective over the axis 'i', which needs all 7 elements.* a chunk has 3\."):
+        gradient(ours(batch_size=3))
+
+
+def test_another_unbound_name_in_a_derivative_rule():
+    ours = bmap(forward, axis_name="index", batch_size=3)
+    with pytest.raises(NameError, match="unbound axis name: i"):
+        jax.grad(lambda a: jnp.sum(ours(a)))(random(7))
+    with pytest.raises(NameError, match="unbound axis name: i"):
+        jax.grad(lambda a: jnp.sum(bmap(forward, batch_size=3)(a)))(random(7))

@@ -271,3 +271,32 @@ def test_grad_through_a_solver_whose_operator_is_chunked():
     wanted = jax.grad(functools.partial(solved, jax.vmap))(OTHERS)
     got = jax.grad(functools.partial(solved, lambda f: bmap(f, batch_size=4)))(OTHERS)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+CHECKED = {
+    "relu": jax.nn.relu,
+    "cond": lambda a: jax.lax.cond(a[0] > 0, jnp.sin, jnp.cos, a),
+    "update": lambda a: a.at[1].mul(3.0),
+    "abs": lambda a: jnp.abs(a) * a,
+    "sort": jnp.sort,
+}
+
+
+@pytest.mark.parametrize("f", CHECKED.values(), ids=CHECKED)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_programs_stand_up_to_jaxs_own_checks(f, checkpoint):
+    """`jax_enable_checks` has JAX look at the types of everything that it computes with."""
+    ours, a = bmap(f, batch_size=3, checkpoint=checkpoint), random((7, 4))
+
+    def second(mapped):
+        gradient = jax.grad(lambda a: jnp.sum(jnp.sin(mapped(a))))
+        return jax.jvp(gradient, (a,), (a,))
+
+    twin = second(jax.vmap(f))
+    jax.config.update("jax_enable_checks", True)
+    try:
+        assert_close(second(ours), twin)
+        assert_close(jax.jit(functools.partial(second, ours))(), twin)
+        assert_close(jax.linearize(ours, a)[1](a), jax.jvp(jax.vmap(f), (a,), (a,))[1])
+    finally:
+        jax.config.update("jax_enable_checks", False)

@@ -70,6 +70,11 @@ WRONG = {
     "out_axes None for what depends on the axis": (lambda by: by(jnp.sin, out_axes=None), (random(7),)),
     "out_axes of another structure": (lambda by: by(lambda a: (a, a), out_axes=(0, 0, 0)), (random(7),)),
     "out_axes that are not there": (lambda by: by(jnp.sin, out_axes=2), (random(7),)),
+    "axis_size that has no hash": (lambda by: by(jnp.sin, axis_size=[7]), (random(7),)),
+    "axis_size that is no number": (lambda by: by(jnp.sin, axis_size="7"), (random(7),)),
+    "an array of strings": (lambda by: by(lambda s: s), (np.array(["a", "b"]),)),
+    "an array of objects": (lambda by: by(lambda s: s), (np.array([None, 1]),)),
+    "an array of dates": (lambda by: by(lambda s: s), (np.array(["2020", "2021"], "datetime64[Y]"),)),
     "a result that is no array": (lambda by: by(lambda a: "abc"), (random(7),)),  # noqa: ARG005
 }
 
@@ -106,3 +111,27 @@ def test_an_error_of_the_function_passes_through():
 
     with pytest.raises(KeyError, match="mine"):
         bmap(f, batch_size=3)(random(7))
+
+
+def test_an_error_of_jax_names_the_function():
+    def clipped(a):
+        return a if a > 0 else -a
+
+    with pytest.raises(jax.errors.TracerBoolConversionError, match=r"tracing the function clipped at .*errors\.py"):
+        bmap(clipped, batch_size=3)(random(7))
+
+
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no public references")
+@pytest.mark.parametrize("options", [{"batch_size": 3}, {"batch_size": None, "reduce": "sum"}, {"batch_size": "auto"}])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_reference_that_is_mapped(options, jit):
+    a, ref = random(7), jax.new_ref(random(7, 1))
+    text = r"argument\[1\]\['ref'\] is a reference, Ref\{float64\[7\]\}, which can't be mapped in chunks"
+
+    def run(by):
+        ours = by(lambda a, kept: a + kept["ref"][...])
+        return (jax.jit(lambda a: ours(a, {"ref": ref})) if jit else lambda a: ours(a, {"ref": ref}))(a)
+
+    with pytest.raises(TypeError, match=text):
+        run(lambda f: bmap(f, **options))
+    assert_close(run(lambda f: bmap(f, batch_size=None)), a + random(7, 1))

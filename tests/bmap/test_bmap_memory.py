@@ -1,5 +1,7 @@
 """What is in memory besides arguments and results: one chunk. The figures are the compiler's own."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -49,7 +51,7 @@ def test_gradient_takes_less_than_that_of_map(size):
 
     ours = gradient(bmap(layers, batch_size=BATCH))
     peer = gradient(lambda a: jax.lax.map(layers, a, batch_size=BATCH))
-    assert temporaries(ours, inputs(size)) < 0.96 * temporaries(peer, inputs(size))
+    assert temporaries(ours, inputs(size)) < 0.8 * temporaries(peer, inputs(size))
 
 
 # A chunk's cotangent is read in several places, or in none before its input's is written.
@@ -99,7 +101,32 @@ def test_gradients_of_reverse_over_reverse_do_not_grow_with_the_chunks():
     """No whole array is kept for each chunk."""
     ours = bmap(layers, batch_size=BATCH, checkpoint=True)
     twice = jax.grad(lambda a: jnp.sum(jax.grad(lambda a: jnp.sum(ours(a) ** 2))(a) ** 2))
-    assert temporaries(twice, inputs(SIZE)) < 24 * WHOLE
+    assert temporaries(twice, inputs(SIZE)) < 4 * WHOLE
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_a_tangent_is_written_over_the_arguments_tangent(size):
+    ours = bmap(layers, batch_size=BATCH)
+
+    def moved(a):
+        return jax.jvp(ours, (a,), (jnp.sin(a),))[1]
+
+    assert temporaries(moved, inputs(size)) < 8 * CHUNK < WHOLE / 2
+
+
+def compiled_programs():
+    gc.collect()
+    return len(jax.devices()[0].client.live_executables())
+
+
+def test_a_call_outside_jit_keeps_no_compiled_program():
+    a, ours = inputs(64), bmap(layers, batch_size=8, checkpoint=True)
+    both = jax.value_and_grad(lambda a: jnp.sum(ours(a)))
+    jax.block_until_ready(both(a))
+    before = compiled_programs()
+    for _ in range(3):
+        jax.block_until_ready(both(a))
+    assert compiled_programs() == before
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", (0.0, jnp.add)])

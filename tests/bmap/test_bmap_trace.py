@@ -1,6 +1,8 @@
 """The function is traced once, and computed for each element once."""
 
+import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from foreign import COMBINE, METHODS, arguments, expected_calls, made
 
 import batchrules
 from batchrules._bmap import bmap
-from batchrules._bmap_plan import plan_chunks
+from batchrules._bmap_plan import ChunkPlan, Segment, plan_chunks
 
 
 @pytest.mark.parametrize("size", [8, 11, 13])
@@ -58,6 +60,64 @@ def test_equal_chunks_where_the_axis_divides():
     # Two chunks more than would do.
     assert (plan_chunks(16002, 1024).first, plan_chunks(16002, 1024).size) == (0, 889)
     assert (plan_chunks(16001, 1024).first, plan_chunks(16001, 1024).size) == (641, 1024)
+
+
+def test_many_chunks_are_planned_at_once():
+    """Without trying every number of chunks."""
+    assert plan_chunks(10**12 + 39, 10**6) == ChunkPlan(39, 10**6, 10**6)
+    assert plan_chunks(2 * (10**12 + 39), 3) == ChunkPlan(0, 2, 10**12 + 39)
+
+
+@pytest.mark.parametrize("size", [*range(1, 60), 97 * 64])
+def test_there_are_as_few_equal_chunks_as_can_be(size):
+    for batch_size in range(1, size):
+        fewest = -(-size // batch_size)
+        equal = [count for count in range(fewest, 2 * fewest + 1) if size % count == 0]
+        plan = plan_chunks(size, batch_size)
+        assert (plan.first, plan.count) == (0, equal[0]) if equal else (size % batch_size, size // batch_size)
+
+
+@contextlib.contextmanager
+def sixty_four_bits(enabled):
+    # `jax.enable_x64` came with jax 0.8.
+    jax.config.update("jax_enable_x64", enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+@pytest.mark.parametrize(
+    ("stop", "x64", "wanted"),
+    [
+        (2**31 - 1, False, "int32"),
+        (2**31 - 1, True, "int32"),
+        (2**31, False, "uint32"),
+        (2**31, True, "int64"),
+        (2**32 - 1, False, "uint32"),
+        (2**40, True, "int64"),
+    ],
+)
+def test_an_index_holds_the_number_of_each_element(stop, x64, wanted):
+    with sixty_four_bits(x64):
+        assert Segment(0, 1, stop).index_type == wanted
+
+
+@pytest.mark.parametrize("size", [2**31 + 3, 2**31 + 1023])
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_very_long_axis(size, x64):
+    """The indices are not cut off, nor is anything counted from the end."""
+    with sixty_four_bits(x64):
+        a = jax.ShapeDtypeStruct((size,), "int8")
+        text = jax.jit(bmap(lambda x: x + x, batch_size=1024)).lower(a).as_text()
+    kinds = re.findall(r"stablehlo\.dynamic_slice .*tensor<(\w+)>\) ->", text)
+    # The second loop's. The first has the remainder, at the start.
+    assert kinds[-1] == ("i64" if x64 else "ui32")
+
+
+def test_an_axis_too_long_for_any_index():
+    with sixty_four_bits(False), pytest.raises(ValueError, match=r"needs 64-bit indices. Turn them on: jax.config.upd"):
+        jax.jit(bmap(lambda x: x + x, batch_size=1024)).lower(jax.ShapeDtypeStruct((2**32 + 1,), "int8"))
 
 
 def count_elements(size, batch_size, calls):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from bmap_cases import NETWORK_AXES, NETWORK_OUT_AXES, assert_close, network, network_arguments, random
 from hypothesis import given
@@ -149,6 +150,50 @@ def test_results_with_weak_types_keep_them():
 
 def test_an_empty_axis():
     assert bmap(lambda a: a * 2, batch_size=5)(jnp.zeros((0, 3))).shape == (0, 3)
+
+
+EMPTY = {
+    "jit": jax.jit(lambda c, a: (a, c * 2)),
+    "cond": lambda c, a: jax.lax.cond(True, lambda a: (a, c * 2), lambda a: (a, c * 3), a),
+    "scan": lambda c, a: jax.lax.scan(lambda s, _: ((s[0] + a, s[1] * 2), None), (a, c), length=1)[0],
+}
+
+
+@pytest.mark.parametrize("f", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("way", ["auto", "sum", "mean", "fold"])
+def test_what_does_not_depend_on_an_empty_axis_has_its_value(f, way):
+    options = {
+        "auto": {"batch_size": "auto", "max_bytes": 10**6},
+        "sum": {"batch_size": 2, "reduce": ("sum", None)},
+        "mean": {"batch_size": 2, "reduce": ("mean", None)},
+        "fold": {"batch_size": 2, "reduce": ((1.0, jnp.multiply), None)},
+    }[way]
+
+    def second(by):
+        return lambda c: by(c, jnp.zeros(0))[1]
+
+    ours, twin = bmap(f, (None, 0), (0, None), **options), jax.vmap(f, (None, 0), (0, None))
+    assert_close(ours(3.0, jnp.zeros(0))[1], twin(3.0, jnp.zeros(0))[1])
+    assert jax.grad(second(ours))(3.0) == jax.grad(second(twin))(3.0) == 2.0
+
+
+CONSTANTS = (2.0, 3, True, 1j, np.float32(2), np.int8(3), np.bool_(1), np.arange(3), None, jnp.bfloat16(1))
+
+
+@pytest.mark.parametrize("reduce", [None, "sum"])
+def test_constants_come_back_as_they_are(reduce):
+    """In classes that a user knows: JAX has others for those in its programs."""
+
+    def f(a):
+        return a, CONSTANTS
+
+    options = {} if reduce is None else {"reduce": (reduce, None)}
+    _, ours = bmap(f, out_axes=(0, None), batch_size=5, **options)(random(SIZE))
+    _, twin = jax.vmap(f, out_axes=(0, None))(random(SIZE))
+    for x, y in zip(ours, twin, strict=True):
+        assert jax.typeof(x) == jax.typeof(y) if y is not None else x is None
+        np.testing.assert_array_equal(x, y)
+        assert isinstance(x, jax.Array) or type(x) is type(y)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5])
