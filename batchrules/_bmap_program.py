@@ -63,9 +63,9 @@ class Layout:
 class Outputs:
     """The function's outputs, sorted by what becomes of them; each list has their numbers.
 
-    `stacked` are written into whole results; `last` do not depend on the mapped axis, so any chunk's will do;
-    `spread` were known before the loop; the others are reduced, those of `reduced_known` although they were known
-    before the loop.
+    `stacked` are written into whole results; `last` do not depend on the mapped axis, so any chunk's will do; `known`
+    finds those that were known before the loop; the others are reduced, those of `reduced_known` although they were
+    known before the loop.
     """
 
     element: Element

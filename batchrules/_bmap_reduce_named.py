@@ -29,6 +29,7 @@ class Total:
     num_state = 1
 
     def start(self, stacked: Sequence[Any]) -> list[Any]:
+        _check_numbers("mean" if self.mean else "sum", stacked[0])
         total = self._total(stacked)
         return [lax.full_like(total, 0, dtype=_wider(total.dtype))]
 
@@ -44,6 +45,14 @@ class Total:
 
     def _total(self, stacked: Sequence[Any]) -> Any:
         return jax.eval_shape(partial(jnp.mean if self.mean else jnp.sum, axis=0), stacked[0])
+
+
+def _check_numbers(name: str, stacked: Any) -> None:
+    if jnp.issubdtype(stacked.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f'bmap: reduce="{name}" needs numbers; the function\'s result is {stacked.dtype}'
+            f"{list(stacked.shape[1:])}. Stack it (reduce=None for this output)."
+        )
 
 
 def _wider(dtype: Any) -> Any:
@@ -67,11 +76,7 @@ class Extremum:
     num_state = 2
 
     def start(self, stacked: Sequence[Any]) -> list[Any]:
-        if jnp.issubdtype(stacked[0].dtype, jax.dtypes.extended):
-            raise TypeError(
-                f'bmap: reduce="{self._name}" needs numbers; the function\'s result is {stacked[0].dtype}'
-                f"{list(stacked[0].shape[1:])}. Stack it (reduce=None for this output)."
-            )
+        _check_numbers(self._name, stacked[0])
         shape, dtype = stacked[0].shape[1:], _wider(stacked[0].dtype)
         return [
             jnp.full(shape, _worst(dtype, largest=self.largest), dtype),

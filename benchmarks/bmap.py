@@ -31,7 +31,7 @@ Mapped = Callable[..., Any]
 
 WIDTH = 256
 BATCH_SIZE = 1024
-ROUNDS = 41
+ROUNDS = 121
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)) / 16, jnp.float32)
 
 

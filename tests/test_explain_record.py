@@ -221,6 +221,15 @@ PROGRAMS = {
     "fori_loop": (lambda f, xs: jax.lax.fori_loop(0, 5, lambda i, c: f(c, xs[i]), W), 5),
     "bmap": (lambda f, xs: batchrules.bmap(f, (0, None), batch_size=2)(xs, W), 2),
     "bmap with a rest": (lambda f, xs: batchrules.bmap(f, (0, None), batch_size=3)(xs[:, :], W), 2),
+    "the same in every chunk": (
+        lambda f, xs: batchrules.bmap(
+            lambda x, w: jax.lax.fori_loop(0, 3, lambda _, c: c * f(w, W), x), (0, None), batch_size=2
+        )(xs, 2 * xs[0]),
+        1,
+    ),
+    "the same in every chunk, in a jit": (
+        lambda f, xs: batchrules.bmap(jax.jit(lambda x, w: x * f(w, W)), (0, None), batch_size=2)(xs, 2 * xs[0]), 1
+    ),
     "bmap in vmap": (lambda f, xs: jax.vmap(batchrules.bmap(f, (0, None), batch_size=2), (None, 0))(xs, xs), 2),
     "unrolled": (lambda f, xs: jax.lax.scan(lambda c, x: (f(c, x), None), W, xs, unroll=2)[0], 4),
     "no pass": (lambda f, xs: carried(f, xs[:0]) if len(xs) == 0 else carried(f, xs[:1]), 1),

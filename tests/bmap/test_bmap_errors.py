@@ -135,3 +135,10 @@ def test_a_reference_that_is_mapped(options, jit):
     with pytest.raises(TypeError, match=text):
         run(lambda f: bmap(f, **options))
     assert_close(run(lambda f: bmap(f, batch_size=None)), a + random(7, 1))
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
+def test_a_reduction_of_keys(name):
+    text = rf'reduce="{name}" needs numbers; the function\'s result is key<fry>\[2\]. Stack it \(reduce=None for this'
+    with pytest.raises(TypeError, match=text):
+        bmap(jax.random.split, batch_size=3, reduce=name)(jax.random.split(jax.random.key(0), 7))

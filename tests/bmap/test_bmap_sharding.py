@@ -81,6 +81,22 @@ def test_no_collectives(ours, mesh, axis):
     assert collectives(lambda w, a: jax.jvp(mapped, (w, a), (w, a)), *args) == []
 
 
+NARROWER = {
+    "fewer": lambda w, a: f(w, a)[:3],
+    "one": lambda w, a: f(w, a).sum(),
+    "single": lambda w, a: f(w, a).astype("f"),
+}
+
+
+@pytest.mark.parametrize("name", NARROWER)
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_no_collectives_where_results_are_of_another_type(mesh, name, checkpoint):
+    mapped, args = bmap(NARROWER[name], (None, 0), batch_size=4, checkpoint=checkpoint), arguments(mesh)
+    gradient = jax.grad(loss(mapped), 1)
+    assert collectives(gradient, *args) == []
+    assert jax.jit(gradient)(*args).sharding.is_equivalent_to(args[1].sharding, 2)
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_gradients(ours, mesh, checkpoint):
     args = arguments(mesh)
