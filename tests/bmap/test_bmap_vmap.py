@@ -152,6 +152,16 @@ def test_an_empty_axis():
     assert bmap(lambda a: a * 2, batch_size=5)(jnp.zeros((0, 3))).shape == (0, 3)
 
 
+@pytest.mark.parametrize("size", [6, 7])
+def test_vmap_of_a_state_that_differs_at_the_start_only(size):
+    """Every chunk gives a state that is the same for all, and is given one that is not."""
+
+    def last(start):
+        return bmap(lambda x: x, batch_size=3, reduce=(start, lambda _, later: later))(random(size))
+
+    assert_close(jax.jit(jax.vmap(last))(random(4, 1)), jnp.full(4, random(size)[-1]))
+
+
 EMPTY = {
     "jit": jax.jit(lambda c, a: (a, c * 2)),
     "cond": lambda c, a: jax.lax.cond(True, lambda a: (a, c * 2), lambda a: (a, c * 3), a),
