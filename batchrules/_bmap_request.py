@@ -147,14 +147,14 @@ class Request:
         return self._remembered(key, call, bytes_for)
 
     def _remembered(self, key: Any, call: Call, bytes_for: Callable[[int], int]) -> int:
-        if key not in self.chosen:
+        chosen = self.chosen.get(key)
+        if chosen is None:
             limit = self.max_bytes or available_bytes(call.arguments.mapped)
             chosen = self.chosen[key] = largest_batch_size(bytes_for, call.shard_size, limit)
             # The oldest; in one step, because other threads may be here too.
             for old in list(self.chosen)[:-MOST_CHOSEN]:
                 self.chosen.pop(old, None)
-            return chosen
-        return self.chosen[key]
+        return chosen
 
 
 def _whole(call: Call) -> tuple[Layout, ChunkPlan]:
