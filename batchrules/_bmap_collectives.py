@@ -18,7 +18,7 @@ class ChunkedAxis:
 
     def refuse(self, names: set[Hashable]) -> None:
         """ValueError if a function that takes these axis names takes this one."""
-        if self.name is not None and self.name in names:
+        if self.name in names:
             raise self.error()
 
     def error(self) -> ValueError:

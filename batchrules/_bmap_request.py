@@ -108,7 +108,7 @@ class Request:
         is_whole = batch_size >= call.shard_size
         layout, plan = _whole(call) if is_whole else _chunked(call, batch_size, reductions)
         chunked = None if is_whole else ChunkedAxis(self.axis_name, call.size, batch_size)
-        if chunked:
+        if chunked and self.axis_name is not None:
             chunked.refuse(element.axis_names)
         bar = make_bar(self.progress, plan.num_chunks)
         return Program(

@@ -7,6 +7,7 @@ wrong.
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _plain(value: Any, aval: Any) -> Any:
     if not aval.weak_type:
         return np.asarray(value, aval.dtype)[()]
     kinds: tuple[Any, ...] = (int, float, complex)
-    return next(kind(value) for kind in kinds if isinstance(value, kind))
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
 
 
 def _read_by(eqns: Sequence[JaxprEqn], known: set[Var]) -> list[Var]:
@@ -165,7 +166,7 @@ def _axis_names(jaxpr: Any) -> set[Any]:
 def _names_in(axes: Any) -> set[Any]:
     each = axes if isinstance(axes, tuple) else (axes,)
     # A position is an int, which a name is not unless someone made it so.
-    return {name for name in each if name is not None and type(name) is not int}
+    return {name for name in each if name is not None and not isinstance(name, numbers.Integral | tuple)}
 
 
 def _outline(jaxpr: Any) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """Every dtype passes through every method unchanged, with 64-bit types on and off."""
 
-import contextlib
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import ENTRIES, ENTRIES_AND_METHODS, WEAVE, Foreign, assert_same, expected_calls, made
+from x64 import x64
 
 import batchrules
 
@@ -81,15 +81,6 @@ def test_arguments_of_different_dtypes(entry, method, real):
     assert_same(result, jax.vmap(MIXED.twin, (0, None, 0))(*args))
 
 
-@contextlib.contextmanager
-def without_x64():
-    jax.config.update("jax_enable_x64", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", True)
-
-
 @pytest.mark.parametrize(
     ("entry", "method"),
     [("host", "sequential"), ("host", "expand_dims"), ("device", "broadcast_all"), ("register", "sequential")],
@@ -106,7 +97,7 @@ def test_64_bits_off(entry, method):
     for dtype in DTYPES:
         x, y = (values(NARROW.get(dtype, dtype), 12, seed).astype(dtype) for seed in (0, 1))
         args[dtype] = x.reshape(4, 3), y[5:8]
-    with without_x64(), made(entry, Foreign("weave", remembered, WEAVE.shapes), method) as foreign:
+    with x64(enabled=False), made(entry, Foreign("weave", remembered, WEAVE.shapes), method) as foreign:
         result = jax.block_until_ready(jax.jit(for_every_dtype(foreign.call))(args))
         wanted = {dtype: jax.vmap(WEAVE.twin, (0, None))(*pair) for dtype, pair in args.items()}
     for dtype in DTYPES:
@@ -116,7 +107,10 @@ def test_64_bits_off(entry, method):
 
 
 def test_64_bit_result_with_64_bits_off_is_refused():
-    with without_x64(), pytest.raises(ValueError, match=r"result_shape promises float64, but 64-bit types are off"):
+    with (
+        x64(enabled=False),
+        pytest.raises(ValueError, match=r"result_shape promises float64, but 64-bit types are off"),
+    ):
         batchrules.host_call(np.sum, jax.ShapeDtypeStruct((), "float64"))
 
 

@@ -4,9 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from bmap_cases import assert_close, random
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from batchrules._bmap import bmap
 
@@ -110,3 +113,15 @@ def test_another_unbound_name_in_a_derivative_rule():
         jax.grad(lambda a: jnp.sum(ours(a)))(random(7))
     with pytest.raises(NameError, match="unbound axis name: i"):
         jax.grad(lambda a: jnp.sum(bmap(forward, batch_size=3)(a)))(random(7))
+
+
+@pytest.mark.parametrize("axes", [(0,), (np.int64(0),), ((0, 1),), None], ids=str)
+def test_axes_of_a_primitive_that_are_no_names(axes):
+    primitive = Primitive("mine")
+    primitive.def_abstract_eval(lambda a, **_: a)
+    batching.primitive_batchers[primitive] = lambda args, dims, **params: (primitive.bind(*args, **params), dims[0])
+    mlir.register_lowering(primitive, mlir.lower_fun(lambda a, **_: a * 2, multiple_results=False))
+    for batch_size in (3, "auto"):
+        limit = {"max_bytes": 10**6} if batch_size == "auto" else {}
+        ours = bmap(lambda a: primitive.bind(a, axes=axes), axis_name="i", batch_size=batch_size, **limit)
+        assert_close(ours(random(7)), random(7) * 2)

@@ -137,6 +137,21 @@ def test_a_reference_that_is_mapped(options, jit):
     assert_close(run(lambda f: bmap(f, batch_size=None)), a + random(7, 1))
 
 
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no public references")
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_reference_that_the_function_makes(jit):
+    """docs/bmap.md says so. JAX has no public way to give an operation a rule for it."""
+
+    def f(a):
+        ref = jax.new_ref(a)
+        ref[...] = 2 * ref[...]
+        return ref[...]
+
+    ours = bmap(f, batch_size=3)
+    with pytest.raises(NotImplementedError, match="No state discharge rule implemented for primitive: bmap_loop"):
+        (jax.jit(ours) if jit else ours)(random(7))
+
+
 @pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
 def test_a_reduction_of_keys(name):
     text = rf'reduce="{name}" needs numbers; the function\'s result is key<fry>\[2\]. Stack it \(reduce=None for this'

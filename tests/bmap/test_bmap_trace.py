@@ -1,6 +1,5 @@
 """The function is traced once, and computed for each element once."""
 
-import contextlib
 import functools
 import re
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from bmap_cases import assert_close, random
 from foreign import COMBINE, METHODS, arguments, expected_calls, made
+from x64 import x64
 
 import batchrules
 from batchrules._bmap import bmap
@@ -77,18 +77,8 @@ def test_there_are_as_few_equal_chunks_as_can_be(size):
         assert (plan.first, plan.count) == (0, equal[0]) if equal else (size % batch_size, size // batch_size)
 
 
-@contextlib.contextmanager
-def sixty_four_bits(enabled):
-    # `jax.enable_x64` came with jax 0.8.
-    jax.config.update("jax_enable_x64", enabled)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", True)
-
-
 @pytest.mark.parametrize(
-    ("stop", "x64", "wanted"),
+    ("stop", "enabled", "wanted"),
     [
         (2**31 - 1, False, "int32"),
         (2**31 - 1, True, "int32"),
@@ -98,25 +88,25 @@ def sixty_four_bits(enabled):
         (2**40, True, "int64"),
     ],
 )
-def test_an_index_holds_the_number_of_each_element(stop, x64, wanted):
-    with sixty_four_bits(x64):
+def test_an_index_holds_the_number_of_each_element(stop, enabled, wanted):
+    with x64(enabled):
         assert Segment(0, 1, stop).index_type == wanted
 
 
 @pytest.mark.parametrize("size", [2**31 + 3, 2**31 + 1023])
-@pytest.mark.parametrize("x64", [False, True])
-def test_a_very_long_axis(size, x64):
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_very_long_axis(size, enabled):
     """The indices are not cut off, nor is anything counted from the end."""
-    with sixty_four_bits(x64):
+    with x64(enabled):
         a = jax.ShapeDtypeStruct((size,), "int8")
         text = jax.jit(bmap(lambda x: x + x, batch_size=1024)).lower(a).as_text()
     kinds = re.findall(r"stablehlo\.dynamic_slice .*tensor<(\w+)>\) ->", text)
     # The second loop's. The first has the remainder, at the start.
-    assert kinds[-1] == ("i64" if x64 else "ui32")
+    assert kinds[-1] == ("i64" if enabled else "ui32")
 
 
 def test_an_axis_too_long_for_any_index():
-    with sixty_four_bits(False), pytest.raises(ValueError, match=r"needs 64-bit indices. Turn them on: jax.config.upd"):
+    with x64(enabled=False), pytest.raises(ValueError, match=r"needs 64-bit indices. Turn them on: jax.config.upd"):
         jax.jit(bmap(lambda x: x + x, batch_size=1024)).lower(jax.ShapeDtypeStruct((2**32 + 1,), "int8"))
 
 
